@@ -1,0 +1,168 @@
+"""The manifest: everything that is known about one artifact, as frozen values.
+
+Owns the JSON form that lies in the store. Knows nothing of where files lie, of torch or of
+serving.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FORMAT: Literal[1] = 1
+
+
+class Frozen(BaseModel):
+    """A value that crosses a seam: immutable, and closed to unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KvLayer(Frozen):
+    """One layer's key-value cache: ``(rows, heads, length, key_dim | value_dim)`` float32."""
+
+    past_key: str
+    past_value: str
+    present_key: str
+    present_value: str
+    heads: int
+    key_dim: int
+    value_dim: int
+
+
+class GraphSpec(Frozen):
+    """How to run the graph.
+
+    ``packed`` takes live tokens of all rows in one sequence and keeps the cache in place (inputs
+    are listed in ``artifacts.session``); ``plain`` is the exchange form of Optimum
+    (``input_ids``, ``attention_mask``, ``position_ids``, past in, present out) run one row at a
+    time.
+    """
+
+    form: Literal["packed", "plain"]
+    vocab_size: int
+    max_length: int
+    layers: tuple[KvLayer, ...]
+    inputs: tuple[str, ...]
+
+
+class GenerationDefaults(Frozen):
+    """The model's own ``generation_config.json``, as far as serving reads it; None = not set."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+class ModelSource(Frozen):
+    """Which model the chain began with.
+
+    ``id`` is the hub id, ``demo``, or the folder's name (never a path of one machine);
+    ``revision`` the hub commit, or ``sha256:<digest of the folder's files>``.
+    """
+
+    id: str
+    revision: str
+    architecture: str
+    license: str | None = None
+
+
+class Quality(Frozen):
+    """Quality of one stage's result against the original model, on held-out text.
+
+    KL(original || this) in nats over positions from 16 on; ``perplexity`` only on a user's text.
+    """
+
+    kl_mean: float
+    kl_p99: float
+    top1_agreement: float
+    perplexity: float | None = None
+    original_perplexity: float | None = None
+    documents: int
+    positions: int
+    isa: str
+
+
+class StageRecord(Frozen):
+    """One step of the lineage: a stage (or the export) and what it cost and gained."""
+
+    stage: str
+    method: str = ""
+    params: dict[str, Any] = {}
+    form: Literal["torch", "onnx"]
+    seconds: float
+    size_bytes: int
+    parameters: int | None = None
+    zeros: int | None = None
+    quality: Quality | None = None
+    notes: tuple[str, ...] = ()
+
+
+class ExportRecord(Frozen):
+    """Which exporter made the graph and how far it was from the torch module."""
+
+    exporter: Literal["mobius", "trace", "optimum"]
+    max_logit_error: float
+    logit_scale: float
+    tokens_compared: int
+    tried: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class FileEntry(Frozen):
+    """One file of the artifact: its name inside it, its size in bytes and its SHA-256 (hex)."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(Frozen):
+    """One artifact. Its digest is the SHA-256 of its content alone (see ``content_digest``)."""
+
+    format: Literal[1] = FORMAT
+    recipe: str
+    model: ModelSource
+    chain: tuple[dict[str, dict[str, Any]], ...]
+    graph: GraphSpec
+    generation: GenerationDefaults
+    files: tuple[FileEntry, ...]
+    export: ExportRecord
+    lineage: tuple[StageRecord, ...]
+    libraries: dict[str, str]
+    created: str
+
+    @property
+    def digest(self) -> str:
+        """The artifact's identity (hex)."""
+        return content_digest(self.files, self.graph, self.generation)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size_bytes for entry in self.files)
+
+
+def canonical_json(value: Any) -> bytes:
+    """Render a JSON value in the one form that digests are taken over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def content_digest(
+    files: tuple[FileEntry, ...], graph: GraphSpec, generation: GenerationDefaults
+) -> str:
+    """SHA-256 (hex) over an artifact's content: files, how to run them, generation defaults."""
+    content = {
+        "files": {entry.name: entry.sha256 for entry in files},
+        "graph": graph.model_dump(mode="json"),
+        "generation": generation.model_dump(mode="json"),
+    }
+    return hashlib.sha256(canonical_json(content)).hexdigest()

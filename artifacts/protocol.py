@@ -1,0 +1,125 @@
+"""The words that the server and its optimizer child exchange, as frozen values.
+
+``python -m optimizers plan`` reads one ``PlanRequest`` (JSON) on stdin and writes one
+``PlanResponse``. ``python -m optimizers build`` reads one ``BuildRequest`` line, then writes one
+``BuildEvent`` per line, the last of which is ``Built`` or ``BuildFailed``; it exits when its stdin
+is closed. Knows nothing of how either side does its work.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from artifacts.manifest import Frozen, StageRecord
+
+
+class Texts(Frozen):
+    """A file of texts: ``.jsonl`` with a ``text`` field per line, or ``.txt``."""
+
+    text: str
+
+
+class PlanRequest(Frozen):
+    """What a config says about models and chains; unvalidated below ``variants``."""
+
+    model: str
+    revision: str | None = None
+    calibration: Texts | None = None
+    evaluation: Texts | None = None
+    variants: dict[str, Any]
+    store: str
+    offline: bool = False
+
+
+class FieldError(Frozen):
+    """One field that is wrong: where, why, what to do, and the nearest valid name."""
+
+    path: str
+    message: str
+    remedy: str = ""
+    nearest: str | None = None
+
+
+class PlannedVariant(Frozen):
+    """A variant whose chain is valid; ``artifact`` is set when the store already holds it."""
+
+    recipe: str
+    chain: tuple[dict[str, dict[str, Any]], ...]
+    artifact: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class PlanResponse(Frozen):
+    """All errors at once; ``variants`` holds those without error."""
+
+    errors: tuple[FieldError, ...] = ()
+    revision: str | None = None
+    variants: dict[str, PlannedVariant] = {}
+
+
+class BuildRequest(Frozen):
+    """Build one variant into the store."""
+
+    model: str
+    revision: str | None = None
+    calibration: Texts | None = None
+    evaluation: Texts | None = None
+    variant: str
+    chain: tuple[dict[str, dict[str, Any]], ...]
+    recipe: str
+    store: str
+    offline: bool = False
+    threads: int | None = None
+    optimum_python: str | None = None
+
+
+class StageBegun(Frozen):
+    """A stage (or the export, or measuring) starts; index counts from 0."""
+
+    event: Literal["stage_begun"] = "stage_begun"
+    stage: str
+    index: int
+    count: int
+    reused: bool = False
+
+
+class Progress(Frozen):
+    """How far the running stage is, 0..1, with a word on what it does."""
+
+    event: Literal["progress"] = "progress"
+    stage: str
+    fraction: float
+    message: str = ""
+
+
+class StageMeasured(Frozen):
+    """A stage is done and measured."""
+
+    event: Literal["stage_measured"] = "stage_measured"
+    record: StageRecord
+
+
+class Built(Frozen):
+    """The artifact lies in the store."""
+
+    event: Literal["built"] = "built"
+    artifact: str
+
+
+class BuildFailed(Frozen):
+    """The build ended without an artifact; ``path`` names the config field when one is at fault."""
+
+    event: Literal["failed"] = "failed"
+    code: str
+    message: str
+    path: str = ""
+    remedy: str = ""
+
+
+BuildEvent = Annotated[
+    StageBegun | Progress | StageMeasured | Built | BuildFailed, Field(discriminator="event")
+]
+
+build_event: TypeAdapter[BuildEvent] = TypeAdapter(BuildEvent)

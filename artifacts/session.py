@@ -1,0 +1,86 @@
+"""What a decoder session is: rows in, logits out, its own key-value cache.
+
+Owns the seam between whoever schedules tokens (engine, measuring) and ONNX Runtime. Knows nothing
+of requests, sampling or text. Two implementations: ``artifacts.packed_session`` (ragged rows in
+one run, cache in place) and ``artifacts.plain_session`` (one row after another).
+
+The packed graph's inputs, with ``n`` live tokens over ``rows`` adjacent slots, ``width`` the
+longest row and ``m`` wanted logits:
+
+===================== ================== ========================================================
+``input_ids``         (1, n) int64       live tokens, row after row
+``position_ids``      (1, n) int64       only if the architecture reads positions outside attention
+``pad_index``         (rows, width) int64 packed index of each row's tokens, 0 where padded
+``unpad_index``       (n,) int64         row * width + column of each packed token
+``query_seqlens``     (rows,) int32      tokens of each row in this step, 0 = idle
+``seqlens_k``         (rows,) int32      row length after this step - 1, at least 0
+``total_sequence_length`` () int32       longest row length after this step
+``logit_positions``   (m,) int64         packed indices whose logits are wanted
+``past_key_values.i.key|value`` (rows, kv_heads, max_length, head_dim) float32, and the same
+memory again as the outputs ``present.i.key|value``
+===================== ================== ========================================================
+
+The output ``logits`` is (1, m, vocab) float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence's share of a step.
+
+    Attributes:
+        slot: Which cache slot it lives in.
+        start: Tokens of this slot that the cache already holds; tokens are appended from there.
+        tokens: ``(n,)`` int64, n >= 1.
+        logits: Of how many of the last tokens the logits are wanted, 0..n.
+    """
+
+    slot: int
+    start: int
+    tokens: NDArray[np.int64]
+    logits: int
+
+
+class DecoderSession(Protocol):
+    """A loaded artifact with a cache of ``slots`` sequences. Not thread-safe but ``terminate``."""
+
+    slots: int
+    max_length: int
+    vocab_size: int
+    kv_bytes_per_token: int
+
+    def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """Append each row's tokens to its slot and compute.
+
+        Rows name distinct slots. Slots that are not named are left untouched.
+
+        Returns:
+            ``(sum of row.logits, vocab_size)`` float32, row after row in the order given; valid
+            until the next step.
+
+        Raises:
+            SessionError: ONNX Runtime failed; the cache is no longer to be trusted.
+            StepTerminatedError: ``terminate`` was called.
+        """
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` tokens of one slot's cache over another's."""
+        ...
+
+    def release(self, slot: int, keep: int = 0) -> None:
+        """Give back the memory of a slot's cache beyond its first ``keep`` tokens."""
+        ...
+
+    def terminate(self) -> None:
+        """End the running step from another thread, if there is one."""
+        ...
