@@ -1,0 +1,74 @@
+"""``python -m optimizers plan | build``: one request on standard input, the answer on standard out.
+
+Owns reading the request and turning every failure into the protocol's words. Knows nothing of what
+a plan or a build is made of.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from artifacts.errors import ArtifactError
+from artifacts.protocol import FieldError, PlanRequest, PlanResponse
+from artifacts.store import Store
+from optimizers import events
+
+_USAGE = "usage: python -m optimizers plan|build < request.json\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; the exit status is 0 when the answer says so too."""
+    match arguments:
+        case ["plan"]:
+            return _plan()
+        case ["build"]:
+            return _build()
+        case _:
+            sys.stderr.write(_USAGE)
+            return 2
+
+
+def _plan() -> int:
+    protocol = events.take_stdout()
+    response = _planned(sys.stdin.buffer.read())
+    protocol.write(response.model_dump_json().encode() + b"\n")
+    return 1 if response.errors else 0
+
+
+def _planned(content: bytes) -> PlanResponse:
+    from optimizers.plan import field_error, plan
+
+    try:
+        request = PlanRequest.model_validate_json(content)
+    except ValidationError as error:
+        return PlanResponse(
+            errors=tuple(
+                FieldError(path=".".join(map(str, one["loc"])), message=f"{one['msg']}.")
+                for one in error.errors(include_url=False)
+            )
+        )
+    try:
+        store = Store(Path(request.store).expanduser())
+        if not store.layout.manifests.is_dir():  # else it may as well be a read-only mount
+            store.layout.create()
+        return plan(request, store)
+    except ArtifactError as error:
+        return PlanResponse(errors=(field_error(error, "store"),))
+
+
+def _build() -> int:
+    protocol = events.take_stdout()
+    line = sys.stdin.buffer.readline()
+    events.exit_when_closed(sys.stdin.fileno())
+    logging.basicConfig(level=logging.WARNING)  # before a library chooses for everybody
+    from optimizers.build import run
+
+    return run(line, events.Events(protocol))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,201 @@
+"""Weights in blocks of low-bit integers, each with a scale and perhaps a zero point.
+
+Owns the packed layout that ``MatMulNBits`` and ``GatherBlockQuantized`` share (com.microsoft
+operators), the call of ONNX Runtime's own quantizers, and the check that zero stays zero. Knows
+nothing of graphs.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizers.errors import StageError
+from optimizers.linears import iterate_blocks
+
+Algorithm = Literal["rtn", "k_quant"]
+_SMALLEST_BLOCK = 16  # that the kernels know
+_FITS = 4  # rounds; more gain less than a thousandth
+_TINY = np.finfo(np.float32).tiny
+_ROWS_AT_ONCE = 1 << 19  # elements; temporaries of the search then stay in a core's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A matrix (N, K) whose rows are cut into ``ceil(K / block_size)`` blocks.
+
+    Attributes:
+        packed: (N, blocks, block_size * bits / 8) uint8, low half of a byte first.
+        scales: (N, blocks) float32.
+        zero_points: (N, ceil(blocks * bits / 8)) uint8, or None where all are 2^(bits - 1).
+    """
+
+    packed: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.uint8] | None
+    bits: int
+    block_size: int
+
+    def restore(self, columns: int) -> NDArray[np.float32]:
+        """Dequantize to (N, K) float32, K = ``columns``."""
+        rows, blocks = self.scales.shape
+        values = _unpack(self.packed.reshape(rows, -1), self.bits).reshape(rows, blocks, -1)
+        zero = np.full((rows, blocks), 1 << (self.bits - 1), dtype=np.uint8)
+        if self.zero_points is not None:
+            zero = _unpack(self.zero_points, self.bits)[:, :blocks]
+        exact = values.astype(np.float32) - zero[..., None].astype(np.float32)
+        restored: NDArray[np.float32] = exact * self.scales[..., None]
+        return restored.reshape(rows, -1)[:, :columns]
+
+
+def quantize_blocks(
+    matrix: NDArray[np.float32],
+    *,
+    bits: int,
+    block_size: int,
+    is_symmetric: bool,
+    algorithm: Algorithm,
+    threads: int = 2,
+) -> Blocks:
+    """Quantize the rows of a matrix (N, K) in blocks along K, a few rows at a time.
+
+    Raises:
+        StageError: A zero of the matrix would come back as something else.
+    """
+    rows, columns = matrix.shape
+    chunk = max(1, _ROWS_AT_ONCE // columns)
+
+    def quantize(part: slice) -> Blocks:
+        rows_of_part = np.ascontiguousarray(matrix[part], dtype=np.float32)
+        if algorithm == "k_quant":
+            blocks = _search(rows_of_part, bits, block_size)
+        else:
+            blocks = _round(rows_of_part, bits, block_size, is_symmetric=is_symmetric)
+        if np.any(blocks.restore(columns)[rows_of_part == 0]):
+            raise StageError("Quantization would turn exact zeros into other values.")
+        return blocks
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(quantize, iterate_blocks(rows, chunk)))
+    zero_points = [part.zero_points for part in parts if part.zero_points is not None]
+    return Blocks(
+        packed=np.concatenate([part.packed for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        zero_points=np.concatenate(zero_points) if zero_points else None,
+        bits=bits,
+        block_size=block_size,
+    )
+
+
+def whole_block_size(columns: int, block_size: int) -> int:
+    """The largest block, at most ``block_size``, that divides rows of ``columns`` weights.
+
+    ``GatherBlockQuantized`` gives whole blocks, so a table's last block must not be padded.
+
+    Raises:
+        StageError: No block of 16 or more does.
+    """
+    while block_size >= _SMALLEST_BLOCK and columns % block_size:
+        block_size //= 2
+    if block_size < _SMALLEST_BLOCK:
+        raise StageError(
+            f"Embeddings of {columns} columns do not divide into blocks of {_SMALLEST_BLOCK}.",
+            path="embedding_bits",
+            remedy="Set it to 32, and lm_head_bits too if the head shares the embeddings.",
+        )
+    return block_size
+
+
+def _round(
+    matrix: NDArray[np.float32], bits: int, block_size: int, *, is_symmetric: bool
+) -> Blocks:
+    """Round to nearest, by the quantizer inside ONNX Runtime's math library (MLAS).
+
+    Its symmetric form gives the larger end of a block the whole signed range (-8 and not +7).
+    """
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        DefaultWeightOnlyQuantizer,
+    )
+
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=block_size, is_symmetric=is_symmetric, bits=bits
+    )
+    packed, scales, zero_points = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
+        np.ascontiguousarray(matrix.T)
+    )
+    return Blocks(packed, scales, None if is_symmetric else zero_points, bits, block_size)
+
+
+def _search(matrix: NDArray[np.float32], bits: int, block_size: int) -> Blocks:
+    """Search each block's scale and offset for the least weighted error (ggml's k-quants).
+
+    ONNX Runtime's search ends by rounding the offset to a whole zero point, which costs more than
+    the search has gained on most weights; fitting the scale once more to that zero point, with the
+    search's own weights, wins it back.
+    """
+    from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
+
+    rows, columns = matrix.shape
+    blocks = -(-columns // block_size)
+    padded = np.pad(matrix, ((0, 0), (0, blocks * block_size - columns)))
+    # A block of equal values divides by zero in the search, which then keeps its first guess.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values, scales, zero_points = quant_tensor_k_quant_cpu(padded, bits, block_size)
+    weights = padded.reshape(-1, block_size)
+    zero = zero_points.astype(np.float32)
+    quantized, fitted = _fit_scales(
+        weights, values.astype(np.float32), scales.astype(np.float32), zero, (1 << bits) - 1
+    )
+    return Blocks(
+        packed=_pack(quantized.astype(np.uint8).reshape(rows, -1), bits).reshape(rows, blocks, -1),
+        scales=fitted.reshape(rows, blocks),
+        zero_points=_pack(zero_points.reshape(rows, blocks), bits),
+        bits=bits,
+        block_size=block_size,
+    )
+
+
+def _fit_scales(
+    weights: NDArray[np.float32],
+    values: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    zero: NDArray[np.float32],
+    largest: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Alternate between the best scale of a block's values and the best values of its scale.
+
+    All are (blocks, block_size) or (blocks, 1). Weighted least squares has the best scale of fixed
+    values in closed form; rounding to it has the best values of a fixed scale; so the error never
+    grows.
+    """
+    size = np.abs(weights)
+    importance = np.sqrt(np.square(weights).mean(axis=1, keepdims=True)) + size
+    for _ in range(_FITS):
+        centered = values - zero
+        power = (importance * np.square(centered)).sum(axis=1, keepdims=True)
+        fit = (importance * centered * weights).sum(axis=1, keepdims=True)
+        scales = np.where((power > 0) & (fit > 0), fit / np.maximum(power, _TINY), scales)
+        values = np.clip(np.rint(weights / scales) + zero, 0, largest)
+    return values, scales.astype(np.float32)
+
+
+def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Pack (N, n) small integers into (N, ceil(n * bits / 8)) bytes."""
+    if bits == 8:
+        return np.ascontiguousarray(values)
+    if values.shape[1] % 2:
+        values = np.pad(values, ((0, 0), (0, 1)))
+    packed = values[:, ::2] | (values[:, 1::2] << 4)
+    return packed.astype(np.uint8, copy=False)
+
+
+def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Undo ``_pack``; an odd count comes back with one value too many."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)

@@ -1,0 +1,257 @@
+"""``build``: run a chain from a source to an artifact, resuming at the last finished stage.
+
+Owns the order of steps and what goes from one to the next. Knows nothing of how a stage works, of
+file formats, or of the protocol's descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from artifacts.errors import BugError, CorruptArtifactError
+from artifacts.locks import building, exclusive
+from artifacts.manifest import ExportRecord, GraphSpec, Manifest, StageRecord
+from artifacts.protocol import BuildRequest, Built
+from artifacts.store import Store
+from optimizers import sources
+from optimizers.errors import OptimizerError, RecipeChangedError, RequestError
+from optimizers.events import Events
+from optimizers.failures import failure
+from optimizers.publish import MODEL, add_files, generation_defaults
+from optimizers.quality import Judge
+from optimizers.recipe import export_key, libraries, recipe_digest, source_key, stage_key
+from optimizers.results import Made, Result, Results, folder_bytes
+from optimizers.sources import Source
+from optimizers.spec import parse_chain
+from optimizers.stage import Report, Stage, Work
+from optimizers.steps import Steps
+
+
+def run(line: bytes, events: Events) -> int:
+    """Read a request, build, and end with exactly one final event; gives the exit status."""
+    try:
+        try:
+            request = BuildRequest.model_validate_json(line)
+        except ValidationError as error:
+            raise RequestError(
+                f"The request cannot be read: {error.errors()[0]['msg']}."
+            ) from error
+        if request.threads is not None:
+            # What torch starts with; importing torch to tell it so would cost seconds.
+            os.environ["OMP_NUM_THREADS"] = str(request.threads)
+        artifact = Build(request, events).run()
+    except Exception as error:  # noqa: BLE001  # whatever it is, the parent must be told
+        traceback.print_exc(file=sys.stderr)
+        events.send(failure(error))
+        return 1
+    events.send(Built(artifact=artifact))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """Where the ONNX form lies and how it is run."""
+
+    folder: Path
+    spec: GraphSpec
+    export: ExportRecord
+
+
+class Build:
+    """One run of one request."""
+
+    def __init__(self, request: BuildRequest, events: Events) -> None:
+        self._request = request
+        self._store = Store(Path(request.store).expanduser())
+        self._results = Results(self._store.layout)
+        self._stages = self._parse()
+        self._steps = Steps(self._results, events, self._names())
+
+    def run(self) -> str:
+        """Give the artifact's digest, built unless it is there.
+
+        Raises:
+            OptimizerError: The chain cannot be built.
+            ArtifactError: The store cannot be used.
+        """
+        self._store.layout.create()
+        recipe = self._request.recipe
+        with building(self._store.layout), exclusive(self._store.layout, f"recipe-{recipe}"):
+            if (artifact := self._find(recipe)) is not None:
+                return artifact
+            return self._build()
+
+    def _parse(self) -> tuple[Stage, ...]:
+        path = f"variants.{self._request.variant}.chain"
+        chain = parse_chain(path, self._request.chain)
+        if chain.errors:
+            first = chain.errors[0]
+            raise RequestError(first.message, path=first.path, remedy=first.remedy)
+        return chain.stages
+
+    def _names(self) -> list[str]:
+        names = [stage.name for stage in self._stages if stage.form == "torch"]
+        later = [stage.name for stage in self._stages if stage.form == "onnx"]
+        return ["fetch", *names, "export", *later, "publish"]
+
+    def _find(self, recipe: str) -> str | None:
+        """The artifact that is there already, if it is whole; a damaged one is forgotten."""
+        if (artifact := self._store.find(recipe)) is None:
+            return None
+        try:
+            self._store.open(artifact, verify=True)
+        except CorruptArtifactError as error:
+            sys.stderr.write(f"building again: {error}\n")
+            self._store.forget(artifact)
+            return None
+        return artifact
+
+    def _build(self) -> str:
+        original = self._fetch_original()
+        text = self._request.evaluation.text if self._request.evaluation is not None else None
+        judge = Judge(self._results, original, text, self._request.threads)
+        current = original
+        key = source_key(original.model.revision)
+        for position, stage in enumerate(self._stages):
+            if stage.form == "torch":
+                work = Work(current.folder, None, original, self._fetch)
+                result = self._run_stage(position, work, key)
+                if result.source is not None:
+                    current, key = result.source, source_key(result.source.model.revision)
+                else:
+                    current = replace(current, folder=result.folder)
+                    key = stage_key(key, stage)
+                self._steps.measured(result, judge.torch(key, current.folder, self._steps.report))
+        graph, key = self._export(current, key, judge)
+        for position, stage in enumerate(self._stages):
+            if stage.form == "onnx":
+                work = Work(graph.folder, graph.spec, original, self._fetch)
+                result = self._run_stage(position, work, key)
+                graph, key = replace(graph, folder=result.folder), stage_key(key, stage)
+                self._steps.measured(
+                    result, judge.onnx(key, graph.folder / MODEL, graph.spec, self._steps.report)
+                )
+        return self._publish(original, current, graph)
+
+    def _fetch_original(self) -> Source:
+        report = self._steps.begin(reused=False)
+        source = self._fetch(self._request.model, self._request.revision, report)
+        recipe = recipe_digest(source.model.revision, self._stages)
+        if recipe != self._request.recipe:
+            raise RecipeChangedError(
+                f"{self._request.model} is no longer what was planned.",
+                path="model",
+                remedy="Start again, so that the change is planned.",
+            )
+        return source
+
+    def _fetch(self, model: str, revision: str | None, report: Report) -> Source:
+        return sources.fetch(
+            model,
+            revision,
+            layout=self._store.layout,
+            offline=self._request.offline,
+            report=report,
+        )
+
+    def _export(self, current: Source, key: str, judge: Judge) -> tuple[_Graph, str]:
+        """Export the torch form, or reuse its export."""
+        key = export_key(key)
+
+        def work(target: Path, report: Report) -> Made:
+            from optimizers.export import export
+
+            began = time.monotonic()
+            exported = export(
+                current.folder,
+                target,
+                progress=report,
+                threads=self._request.threads,
+                optimum_python=self._request.optimum_python,
+            )
+            record = StageRecord(
+                stage="export",
+                method=exported.record.exporter,
+                form="onnx",
+                seconds=time.monotonic() - began,
+                size_bytes=folder_bytes(target),
+                zeros=self._check_zeros(target),
+                notes=exported.record.notes,
+            )
+            return Made(record, graph=exported.graph, export=exported.record)
+
+        result = self._steps.run(key, work)
+        if result.graph is None or result.export is None:
+            raise BugError("An export was kept without its graph.")
+        graph = _Graph(result.folder, result.graph, result.export)
+        quality = judge.onnx(key, graph.folder / MODEL, graph.spec, self._steps.report)
+        self._steps.measured(result, quality)
+        return graph, key
+
+    def _run_stage(self, position: int, work: Work, parent: str) -> Result:
+        """Run a stage on what the steps before it left, or reuse its result."""
+        stage = self._stages[position]
+        path = f"variants.{self._request.variant}.chain[{position}].{stage.name}"
+
+        def make(target: Path, report: Report) -> Made:
+            began = time.monotonic()
+            try:
+                outcome = stage.apply(work, target, report)
+            except OptimizerError as error:
+                error.path = f"{path}.{error.path}" if error.path else path
+                raise
+            record = StageRecord(
+                stage=stage.name,
+                method=stage.label(),
+                params=stage.described()[stage.name],
+                form=stage.form,
+                seconds=time.monotonic() - began,
+                size_bytes=folder_bytes(outcome.source.folder if outcome.source else target),
+                parameters=outcome.parameters,
+                zeros=outcome.zeros if stage.form == "torch" else self._check_zeros(target),
+                notes=outcome.notes,
+            )
+            return Made(record, source=outcome.source)
+
+        return self._steps.run(stage_key(parent, stage), make, keep=stage.keeps_result)
+
+    def _check_zeros(self, folder: Path) -> int | None:
+        """Count what is zero in the ONNX form, where a stage before has made zeros."""
+        made = [record.zeros for record in self._steps.lineage if record.stage == "prune"]
+        if not made:
+            return None
+        from optimizers.zeros import check_zeros
+
+        return check_zeros(folder, made[-1] or 0)
+
+    def _publish(self, original: Source, current: Source, graph: _Graph) -> str:
+        """Put the artifact into the store; its manifest comes last."""
+        self._steps.begin(reused=False)
+        files = add_files(
+            self._store,
+            onnx_folder=graph.folder,
+            config_folder=current.folder,
+            text_folder=original.folder,
+        )
+        return self._store.publish(
+            Manifest(
+                recipe=self._request.recipe,
+                model=original.model,
+                chain=tuple(stage.described() for stage in self._stages),
+                graph=graph.spec,
+                generation=generation_defaults(original.folder),
+                files=files,
+                export=graph.export,
+                lineage=tuple(self._steps.lineage),
+                libraries=libraries(),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        )

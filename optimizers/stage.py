@@ -1,0 +1,99 @@
+"""What a stage is: a frozen value whose fields are its config, and an ``apply`` that does the work.
+
+Owns the base class and what goes in and out of ``apply``. Fields carry bounds and a description
+each (a test walks them). Knows nothing of any one stage, of the store or of measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from artifacts.manifest import Frozen, GraphSpec
+from optimizers.sources import Source
+
+Report = Callable[[float, str], None]
+"""Hears how far a stage is, 0..1, and what it is doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage works on.
+
+    Attributes:
+        folder: What the stage before left: a Hugging Face folder (torch form), or a folder with
+            ``model.onnx`` and ``model.onnx.data`` (ONNX form). Read-only.
+        graph: How the ONNX model is run; None in the torch form.
+        original: The model that the chain began with.
+        fetch: Brings another model to this disk.
+    """
+
+    folder: Path
+    graph: GraphSpec | None
+    original: Source
+    fetch: Callable[[str, str | None, Report], Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a stage says about its result.
+
+    ``source`` is set instead of files in the target folder by a stage that only changes which
+    model the chain continues with.
+    """
+
+    parameters: int | None = None
+    zeros: int | None = None
+    notes: tuple[str, ...] = ()
+    source: Source | None = None
+
+
+class Stage(Frozen):
+    """Base of all stages; a subclass is one file."""
+
+    name: ClassVar[str]
+    """The key in a chain, for example ``quantize``."""
+    version: ClassVar[int]
+    """Raised whenever the same fields would give another result."""
+    form: ClassVar[Literal["torch", "onnx"]]
+    keeps_result: ClassVar[bool] = True
+    """False when there are no files to keep, since the result is another source."""
+
+    def label(self) -> str:
+        """The method, as the lineage tells it."""
+        return str(getattr(self, "method", ""))
+
+    def identity(self) -> dict[str, Any]:
+        """What of this stage goes into the recipe: normally all its fields."""
+        return self.model_dump(mode="json")
+
+    def pinned(self, pin: Callable[[str, str | None], str]) -> Self:
+        """This stage with the models that it names fixed to a revision; ``pin`` finds those.
+
+        Raises:
+            SourceError: A model cannot be found, or is refused.
+        """
+        del pin
+        return self
+
+    def as_item(self) -> dict[str, dict[str, Any]]:
+        """This stage as an item of a normalised chain, defaults written out."""
+        return {self.name: self.model_dump(mode="json")}
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """This stage as the manifest tells it: without paths of this machine."""
+        return self.as_item()
+
+    def problem(self) -> tuple[str, str, str] | None:
+        """Check fields against each other: (field, message, remedy) when they do not agree."""
+        return None
+
+    def apply(self, work: Work, target: Path, report: Report) -> Outcome:
+        """Write the result into the empty folder ``target``; heavy imports belong in here.
+
+        Raises:
+            StageError: The stage cannot run on this model.
+        """
+        raise NotImplementedError

@@ -1,0 +1,119 @@
+"""``quantize: {method: weight_only}``: weights as 4- or 8-bit blocks, activations as they were.
+
+Owns where ``MatMulNBits`` and ``GatherBlockQuantized`` go and which bits each layer gets. The
+kernels quantize activations per block of a row on the fly (``accuracy_level`` 4), so rows stay
+independent of each other. Knows nothing of how a block is quantized.
+
+Measured on the demo model (mean KL to the original in nats, 7,389 positions): 4 bits in blocks of
+32 with rtn 0.0140, with k_quant 0.0134, symmetric 0.0175; blocks of 16 and 128 0.0102 and 0.0231
+(k_quant 0.0208); 8 bits throughout 0.0002. The head at 4 bits as well costs 0.0195 and makes the
+artifact no smaller, since at 8 bits it shares its bytes with the embeddings: hence its default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from optimizers.stage import Outcome, Report, Stage, Work
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from optimizers.block_quantization import Blocks
+
+FLOAT = 32  # bits of what stays as it is
+
+
+class QuantizeWeightOnly(Stage):
+    """Store weights in few bits; the smallest artifact, and the fastest for single streams."""
+
+    name: ClassVar[str] = "quantize"
+    version: ClassVar[int] = 1
+    form: ClassVar[Literal["torch", "onnx"]] = "onnx"
+
+    method: Annotated[
+        Literal["weight_only"], Field(description="weight_only: low-bit weights in blocks.")
+    ] = "weight_only"
+    bits: Annotated[Literal[4, 8], Field(description="Bits per weight: 4 or 8.")] = 4
+    block_size: Annotated[
+        Literal[16, 32, 64, 128, 256],
+        Field(
+            description="Weights that share a scale: 16, 32, 64, 128 or 256. "
+            "Smaller is closer to the original, larger is smaller and faster. Embeddings (and a "
+            "head tied to them) take the largest that divides their width."
+        ),
+    ] = 32
+    symmetric: Annotated[
+        bool, Field(description="true: no zero points; smaller, a little less exact.")
+    ] = False
+    algorithm: Annotated[
+        Literal["rtn", "k_quant"],
+        Field(
+            description="rtn rounds to nearest; k_quant searches each block's scale for the "
+            "least error (slower to build, the same speed to serve)."
+        ),
+    ] = "rtn"
+    lm_head_bits: Annotated[
+        Literal[4, 8, 32] | None,
+        Field(
+            description="Bits of the layer that gives the logits: 4, 8, or 32 to leave it as it "
+            "is; null for the same as bits."
+        ),
+    ] = 8
+    embedding_bits: Annotated[
+        Literal[4, 8, 32] | None,
+        Field(
+            description="Bits of the embedding tables: 4, 8, or 32 to leave them as they are; "
+            "null for the same as bits. With those of a tied lm_head, both share their bytes."
+        ),
+    ] = 8
+
+    def problem(self) -> tuple[str, str, str] | None:
+        """Refuse what the algorithm cannot do."""
+        if self.algorithm == "k_quant" and self.symmetric:
+            return (
+                "symmetric",
+                "k_quant always has zero points.",
+                "Set symmetric to false, or algorithm to rtn.",
+            )
+        return None
+
+    def apply(self, work: Work, target: Path, report: Report) -> Outcome:
+        """Quantize the products, then the embeddings."""
+        from optimizers import linears
+        from optimizers.quantized_graph import QuantizedGraph
+
+        model = linears.load(work.folder)
+        graph = QuantizedGraph(model, self._blocks)
+        found = linears.find_linears(model)
+        tables = linears.find_embeddings(model)
+        count = len(found) + len(tables)
+        for index, linear in enumerate(found):
+            report(0.9 * index / count, "quantizing products")
+            bits = (self.lm_head_bits or self.bits) if linear.is_head else self.bits
+            if bits < FLOAT:
+                graph.replace_linear(linear, bits)
+        for index, node in enumerate(tables, start=len(found)):
+            report(0.9 * index / count, "quantizing embeddings")
+            bits = self.embedding_bits or self.bits
+            if bits < FLOAT:
+                graph.replace_table(node, bits)
+        report(0.9, "writing")
+        linears.save(model, target)
+        return Outcome()
+
+    def _blocks(self, matrix: NDArray[np.float32], bits: int, *, whole: bool) -> Blocks:
+        from optimizers.block_quantization import quantize_blocks, whole_block_size
+
+        size = whole_block_size(matrix.shape[1], self.block_size) if whole else self.block_size
+        return quantize_blocks(
+            matrix,
+            bits=bits,
+            block_size=size,
+            is_symmetric=self.symmetric,
+            algorithm=self.algorithm,
+        )
