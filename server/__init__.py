@@ -1,0 +1,1 @@
+"""The server: config, variants, engine, gRPC, telemetry and the command line."""

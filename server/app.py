@@ -1,0 +1,308 @@
+"""The running server: what is started in which order, and what stopping means.
+
+Owns the parts (engine, core, listeners, variants' lifecycle) and the process's signals. Config
+ends here: every part gets plain arguments. Knows nothing of how any part does its work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import grpc
+import structlog
+
+from artifacts.protocol import BuildRequest, PlannedVariant
+from artifacts.runtime import Threads, share_threads
+from artifacts.store import Store
+from server import machine
+from server.catalog import VariantState, VariantView
+from server.child import Optimizer
+from server.core import Core
+from server.engine.engine import Engine
+from server.exit_codes import ExitCode
+from server.lifecycle import Lifecycle
+from server.limits import RequestLimits
+from server.loading import LoadSettings, load
+from server.ops import OpsListener, routes
+from server.planning import Planned
+from server.rpc.health import HealthService
+from server.rpc.server import create_server
+from server.telemetry import Telemetry
+from server.variants import Variants, Watcher
+
+_log = structlog.get_logger(__name__)
+
+_LOOK_S = 1.0  # how often the engine's heartbeat is looked at
+_LAST_WORDS_S = 2.0  # for handing the last messages over once the engine is done
+_TEXT_THREADS = 2  # encode prompts and decode text
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the server listens, ports resolved."""
+
+    host: str
+    grpc_port: int
+    ops_host: str
+    ops_port: int
+
+
+class App:
+    """One server, from its parts to its exit code.
+
+    Args:
+        planned: A config whose every chain is valid.
+        optimizer: Builds what the store does not hold.
+        watchers: Told of every change of a variant.
+        listening: Told once where the server listens.
+        started_s: When the process began, on the clock.
+        plan_s: How long judging the config took.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        planned: Planned,
+        optimizer: Optimizer,
+        *,
+        watchers: tuple[Watcher, ...] = (),
+        listening: Callable[[Addresses], None],
+        started_s: float,
+        plan_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        config = planned.config
+        self._planned = planned
+        self._config = config
+        self._listening = listening
+        self._started_s = started_s
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._telemetry = Telemetry(_model_label(config.model))
+        self._telemetry.took("plan", plan_s)
+        self._variants = Variants(tuple(config.variants), config.traffic, clock=clock)
+        for name in self._variants.names():
+            self._telemetry.add_variant(name)
+        self._cores = config.engine.threads or machine.usable_cores()
+        self._engine = Engine(
+            lambda events: self._core.deliver(events),  # noqa: PLW0108 - made below
+            self._telemetry,
+            lost=self._lost,
+            clock=clock,
+            hang_floor_s=config.engine.hang_seconds,
+        )
+        self._texts = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
+        self._core = Core(
+            self._variants,
+            self._engine.post,
+            executor=self._texts,
+            observer=self._telemetry,
+            limits=RequestLimits(**config.server.limits.model_dump()),
+            clock=clock,
+        )
+        self._lifecycle = Lifecycle(
+            variants=self._variants,
+            planned=planned.response.variants,
+            request=self._build_request,
+            optimizer=optimizer,
+            store=Store(planned.store),
+            load=partial(load, settings=self._load_settings(), clock=clock),
+            post=self._engine.post,
+            record=self._telemetry,
+            step_tokens=config.engine.step_tokens,
+            clock=clock,
+        )
+        self._health = HealthService()
+        self._stop_asked = asyncio.Event()
+        self._cut_asked = asyncio.Event()
+        self._draining = False
+        self._alive = True
+        for watcher in (self._changed, *watchers):
+            self._variants.watch(watcher)
+
+    async def run(self) -> ExitCode:
+        """Serve until asked to stop, until nothing can be served, or until the engine hangs.
+
+        Raises:
+            ListenError: A port cannot be had.
+        """
+        server = self._config.server
+        ops_host = server.ops_host or server.host
+        rpc, grpc_port = create_server(
+            self._core, self._health, host=server.host, port=server.grpc_port
+        )
+        ops = OpsListener(routes(self._telemetry.registry, self), ops_host, server.ops_port)
+        self._refresh_health()
+        await rpc.start()
+        ops.start()
+        self._engine.start()
+        self._listening(Addresses(server.host, grpc_port, ops_host, ops.port))
+        lifecycle = asyncio.create_task(self._lifecycle.run())
+        try:
+            with self._signals():
+                code = await self._serve(lifecycle)
+                await self._shut_down(lifecycle, rpc, code)
+        finally:
+            await ops.stop()
+            self._texts.shutdown(cancel_futures=True)
+        return code
+
+    # How the server is (``server.ops.Health``).
+
+    def alive(self) -> bool:
+        """Whether the engine works."""
+        return self._alive and self._engine.alive()
+
+    def serving(self) -> bool:
+        """Whether the default variant takes requests."""
+        return self._serves(self._variants.views[0])
+
+    def draining(self) -> bool:
+        """Whether the server is on its way out."""
+        return self._draining
+
+    def settled(self) -> bool:
+        """Whether no variant is still on its way."""
+        return self._variants.settled
+
+    def views(self) -> tuple[VariantView, ...]:
+        """All variants."""
+        return self._variants.views
+
+    # The beats of ``run``.
+
+    async def _serve(self, lifecycle: asyncio.Task[None]) -> ExitCode:
+        stop = asyncio.create_task(self._stop_asked.wait())
+        hang = asyncio.create_task(self._watch_engine())
+        try:
+            await asyncio.wait((stop, hang, lifecycle), return_when=asyncio.FIRST_COMPLETED)
+            if lifecycle.done() and not stop.done() and not hang.done():
+                await lifecycle  # a fault of the lifecycle itself is raised here
+                if not self._variants.any_ready:
+                    _log.error("no variant can be served")
+                    return ExitCode.FAILURE
+                await asyncio.wait((stop, hang), return_when=asyncio.FIRST_COMPLETED)
+            return ExitCode.HANG if hang.done() else ExitCode.OK
+        finally:
+            stop.cancel()
+            hang.cancel()
+
+    async def _watch_engine(self) -> None:
+        """Return when the engine hangs or its thread is gone."""
+        while self._engine.alive():  # noqa: ASYNC110 - a hang sends no event
+            await asyncio.sleep(_LOOK_S)
+        _log.critical("the engine hangs", variant=self._engine.overdue())
+
+    async def _shut_down(
+        self, lifecycle: asyncio.Task[None], rpc: grpc.aio.Server, code: ExitCode
+    ) -> None:
+        self._draining = True
+        self._core.drain()
+        self._refresh_health()
+        lifecycle.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await lifecycle
+        if code is ExitCode.HANG:
+            self._alive = False
+            await asyncio.to_thread(self._engine.abort)
+        else:
+            await self._drain()
+        self._core.end_all("The server is stopping.")
+        self._health.close()  # watches would hold the server for as long as they may
+        await rpc.stop(_LAST_WORDS_S)
+        if code is not ExitCode.HANG and not await asyncio.to_thread(self._engine.stop):
+            _log.warning("the engine did not end in time")
+
+    async def _drain(self) -> None:
+        """Let running streams finish, up to the limit or a second signal."""
+        seconds = self._config.server.drain_seconds
+        if self._core.unfinished:
+            _log.info("draining", requests=self._core.unfinished, seconds=seconds)
+        idle = asyncio.create_task(self._core.wait_idle())
+        cut = asyncio.create_task(self._cut_asked.wait())
+        await asyncio.wait((idle, cut), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not idle.done():
+            _log.warning("cutting streams", requests=self._core.unfinished)
+        idle.cancel()
+        cut.cancel()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handled = (signal.SIGTERM, signal.SIGINT)
+        for number in handled:
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if self._stop_asked.is_set():
+            self._cut_asked.set()
+        else:
+            _log.info("stopping", signal=signal.Signals(number).name)
+            self._stop_asked.set()
+
+    # Variants.
+
+    def _changed(self, view: VariantView) -> None:
+        if view.state is VariantState.READY:
+            self._telemetry.took("ready", self._clock() - self._started_s, view.name)
+            limits = view.limits
+            _log.info(
+                "variant ready",
+                variant=view.name,
+                artifact=(view.artifact or "")[:12],
+                kv_tokens=limits and limits.kv_budget_tokens,
+            )
+        elif view.state is VariantState.FAILED:
+            _log.error("variant failed", variant=view.name, error=view.error)
+        self._refresh_health()
+
+    def _lost(self, name: str, reason: str) -> None:
+        """The engine serves a variant no longer; called on its thread."""
+        state = VariantState.FAILED
+        self._loop.call_soon_threadsafe(
+            partial(self._variants.change, name, state=state, error=reason)
+        )
+
+    def _serves(self, view: VariantView) -> bool:
+        return view.state is VariantState.READY and not self._draining and self.alive()
+
+    def _refresh_health(self) -> None:
+        self._health.set("", serving=self.serving())
+        for view in self._variants.views:
+            self._health.set(view.name, serving=self._serves(view))
+
+    def _build_request(self, name: str, planned: PlannedVariant) -> BuildRequest:
+        cores = machine.usable_cores()
+        threads = math.ceil(cores / 2) if self._variants.any_ready else cores
+        return self._planned.build_request(name, planned, threads=threads)
+
+    def _load_settings(self) -> LoadSettings:
+        engine = self._config.engine
+        threads: Threads = share_threads(self._cores)
+        return LoadSettings(
+            slots=engine.slots,
+            max_length=engine.max_length,
+            kv_bytes=engine.kv_bytes,
+            memory_bytes=machine.available_memory_bytes() // len(self._config.variants),
+            max_waiting=engine.max_waiting,
+            threads=threads,
+        )
+
+
+def _model_label(model: str) -> str:
+    """The model's name without the path of one machine."""
+    return Path(model).name if model.startswith(("/", "~", ".")) else model

@@ -1,0 +1,286 @@
+"""The optimizer as a child process: ``plan`` and ``build``.
+
+Owns starting, feeding, watching and ending the child. A child never outlives the server: it exits
+when its stdin closes, which the kernel does even for a server that was killed. It is exec'd, never
+forked, so torch's memory and its crashes stay on the other side. Knows nothing of variants' states
+or of what a stage does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+import sysconfig
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from pydantic import ValidationError
+
+import artifacts
+from artifacts.protocol import (
+    BuildEvent,
+    BuildFailed,
+    BuildRequest,
+    Built,
+    PlanRequest,
+    PlanResponse,
+    build_event,
+)
+from server.errors import ServerError
+
+_log = structlog.get_logger(__name__)
+
+_LINE_BYTES = 1 << 20  # longest protocol line
+_TAIL_LINES = 30  # of stderr, kept for the error
+_STDERR_LINE = 500  # characters kept of one line
+_LINE_ENDS = re.compile(rb"[\r\n]+")
+_LEAVE_S = 5.0  # how long a child may take to exit once its stdin is closed
+_LOWEST_PRIORITY = 19
+
+
+class OptimizerError(ServerError):
+    """The optimizer ended without what it was asked for."""
+
+    code = "optimizer"
+
+    def __init__(
+        self, message: str, *, remedy: str = "", code: str = "optimizer", path: str = ""
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.code = code
+        self.path = path
+
+
+class Optimizer(Protocol):
+    """What the server asks of the optimizer; a test may answer in its place."""
+
+    async def plan(self, request: PlanRequest) -> PlanResponse:
+        """Judge chains and name their recipes."""
+        ...
+
+    async def build(
+        self, request: BuildRequest, observe: Callable[[BuildEvent], None], *, background: bool
+    ) -> Built:
+        """Build one variant into the store."""
+        ...
+
+
+class ChildOptimizer:
+    """Runs ``python -m optimizers`` once per question.
+
+    Args:
+        command: The program; the default is this interpreter's ``optimizers`` package.
+        plan_timeout_s: How long judging a config may take, a hub look-up included.
+    """
+
+    def __init__(
+        self, command: tuple[str, ...] | None = None, *, plan_timeout_s: float = 120.0
+    ) -> None:
+        # -P: a folder that happens to be called `optimizers` in the working directory is not it.
+        self._command = command or (sys.executable, "-P", "-m", "optimizers")
+        self._plan_timeout_s = plan_timeout_s
+
+    async def plan(self, request: PlanRequest) -> PlanResponse:
+        """Judge chains and name their recipes.
+
+        Raises:
+            OptimizerError: The child gave no answer.
+        """
+        async with self._child("plan") as child:
+            try:
+                async with asyncio.timeout(self._plan_timeout_s):
+                    answer = await child.ask(request.model_dump_json())
+            except TimeoutError:
+                raise OptimizerError(
+                    f"The optimizer did not judge the config within {self._plan_timeout_s:g} s.",
+                    remedy="Is the network slow? Set `offline: true` if the model is cached.",
+                ) from None
+            try:
+                return PlanResponse.model_validate_json(answer)
+            except ValidationError:
+                raise OptimizerError(
+                    f"The optimizer could not judge the config; it {await child.ending()}",
+                    remedy='Is it installed? Try: pip install "inference-unlimited[optimizer]".',
+                ) from None
+
+    async def build(
+        self, request: BuildRequest, observe: Callable[[BuildEvent], None], *, background: bool
+    ) -> Built:
+        """Build one variant into the store.
+
+        Args:
+            request: What to build.
+            observe: Told of every event as it comes.
+            background: Others are being served: the child takes only idle processor time.
+
+        Raises:
+            OptimizerError: It ended without an artifact.
+        """
+        async with self._child("build", threads=request.threads, variant=request.variant) as child:
+            if background:
+                child.lower_priority()
+            await child.tell(request.model_dump_json())
+            async for line in child.lines():
+                try:
+                    event = build_event.validate_json(line)
+                except ValidationError:
+                    raise OptimizerError(
+                        f"The build of variant {request.variant!r} said something that is not "
+                        f"understood: {line[:200]!r}.",
+                        remedy="Are the server and the optimizer of the same version?",
+                    ) from None
+                observe(event)
+                match event:
+                    case Built():
+                        return event
+                    case BuildFailed():
+                        raise OptimizerError(
+                            event.message, remedy=event.remedy, code=event.code, path=event.path
+                        )
+                    case _:
+                        pass
+            raise await child.died(request.variant)
+
+    @contextlib.asynccontextmanager
+    async def _child(
+        self, act: str, *, threads: int | None = None, variant: str = ""
+    ) -> AsyncIterator[_Child]:
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            act,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+            env=_environment(threads),
+            # Ctrl-C in a terminal is the server's to answer; the child goes when stdin closes.
+            start_new_session=True,
+        )
+        child = _Child(process, variant)
+        try:
+            yield child
+        finally:
+            await child.end()
+
+
+class _Child:
+    """One running child and what it said on stderr."""
+
+    def __init__(self, process: asyncio.subprocess.Process, variant: str) -> None:
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise OptimizerError("The optimizer was started without pipes. This is a bug.")
+        self._process = process
+        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
+        self._variant = variant
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._listening = asyncio.create_task(self._listen())
+
+    def lower_priority(self) -> None:
+        """Take only processor time that nobody else wants."""
+        # Right after exec the child is one thread, and later ones inherit the priority.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _LOWEST_PRIORITY)
+
+    async def tell(self, line: str) -> None:
+        """Write one line; stdin stays open, since its end is the child's signal to go."""
+        # A child that is already gone is reported by how it ended, not by this.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._stdin.write(line.encode() + b"\n")
+            await self._stdin.drain()
+
+    async def ask(self, question: str) -> bytes:
+        """Write all, end stdin, read all."""
+        await self.tell(question)
+        self._stdin.close()
+        return await self._stdout.read()
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """Protocol lines until the child closes its end."""
+        while True:
+            try:
+                line = await self._stdout.readline()
+            except ValueError as error:  # longer than the limit
+                raise OptimizerError(f"The optimizer's answer is too long: {error}.") from error
+            if not line:
+                return
+            yield line
+
+    async def ending(self) -> str:
+        """How the child ended, as the rest of a sentence."""
+        status = await self._process.wait()
+        await self._listening
+        said = f" Its last words:\n{chr(10).join(self._tail)}" if self._tail else ""
+        if status < 0:
+            return f"was killed by {_signal_name(-status)}.{said}"
+        return f"ended with status {status}.{said}"
+
+    async def died(self, variant: str) -> OptimizerError:
+        """The error of a build that ended without a last event."""
+        ending = await self.ending()
+        by_signal = self._process.returncode == -signal.SIGKILL
+        return OptimizerError(
+            f"The build of variant {variant!r} {ending}",
+            code="build_killed" if by_signal else "build_died",
+            remedy="SIGKILL is most often the system running out of memory: give it more, or name "
+            "a smaller model; a new start resumes at the last finished stage."
+            if by_signal
+            else "Start again to resume at the last finished stage.",
+        )
+
+    async def end(self) -> None:
+        """Close stdin, wait a moment, then kill; leaves no process and no task."""
+        self._stdin.close()
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await self._process.wait()
+        except (TimeoutError, asyncio.CancelledError) as interruption:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+            if isinstance(interruption, asyncio.CancelledError):
+                raise
+        finally:
+            self._listening.cancel()
+
+    async def _listen(self) -> None:
+        """Pass stderr on to the log line by line, and keep its tail."""
+        rest = b""
+        while chunk := await self._stderr.read(65536):
+            *lines, rest = _LINE_ENDS.split(rest + chunk)
+            for line in lines:
+                self._heard(line)
+            rest = rest[-_LINE_BYTES:]
+        self._heard(rest)
+
+    def _heard(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()[:_STDERR_LINE]
+        if text:
+            self._tail.append(text)
+            _log.debug("optimizer says", variant=self._variant or None, line=text)
+
+
+def _environment(threads: int | None) -> dict[str, str]:
+    environment = dict(os.environ)
+    if threads is not None:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            environment[name] = str(threads)
+    root = str(Path(artifacts.__file__).resolve().parent.parent)
+    if root != sysconfig.get_path("purelib"):  # a checkout that may not be installed
+        environment["PYTHONPATH"] = os.pathsep.join(
+            part for part in (root, environment.get("PYTHONPATH")) if part
+        )
+    return environment
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

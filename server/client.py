@@ -1,0 +1,117 @@
+"""A small client of the gRPC API, for the commands that talk to a running server.
+
+Owns the connection and what its failures are called. Imports nothing of the serving side, so that
+a command answers at once.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from protos import inference_pb2 as pb
+from protos import inference_pb2_grpc as pb_grpc
+from server.errors import ServerError
+
+DEFAULT_TARGET = "localhost:50051"
+CONNECT_TIMEOUT_S = 5.0
+_MOST_RECEIVED_BYTES = 64 << 20
+
+
+class UnreachableError(ServerError):
+    """No server answers at the target."""
+
+    code = "unreachable"
+
+
+class RefusedError(ServerError):
+    """The server answered with an error; ``status`` is the gRPC status code in lower case."""
+
+    code = "refused"
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+
+
+class Client:
+    """The methods that commands use. Make one with ``connect``."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._stub: Any = pb_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+
+    def generate(
+        self, request: pb.GenerateRequest, *, timeout_s: float | None = None
+    ) -> Iterator[pb.GenerateResponse]:
+        """Stream a completion; leaving the iterator ends the request on the server.
+
+        Raises:
+            RefusedError: The server says no.
+        """
+        with _refusals():
+            call = self._stub.Generate(request, timeout=timeout_s)
+            try:
+                yield from call
+            finally:
+                call.cancel()
+
+    def variants(self) -> list[pb.Variant]:
+        """All variants of the server.
+
+        Raises:
+            RefusedError: The server says no.
+        """
+        with _refusals():
+            response: pb.ListVariantsResponse = self._stub.ListVariants(
+                pb.ListVariantsRequest(), timeout=CONNECT_TIMEOUT_S
+            )
+        return list(response.variants)
+
+
+@contextmanager
+def connect(target: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Iterator[Client]:
+    """A client of the server at ``host:port``.
+
+    Raises:
+        UnreachableError: Nothing answers there, or not in time.
+    """
+    options = (("grpc.max_receive_message_length", _MOST_RECEIVED_BYTES),)
+    with grpc.insecure_channel(target, options=options) as channel:
+        _wait_ready(channel, target, timeout_s)
+        yield Client(channel)
+
+
+def _wait_ready(channel: grpc.Channel, target: str, timeout_s: float) -> None:
+    """Return when the channel is connected, raise as soon as the first attempt has failed."""
+    states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+    channel.subscribe(states.put, try_to_connect=True)
+    remedy = "Start one with `inference-unlimited serve`, or name another with --target."
+    try:
+        while True:
+            state = states.get(timeout=timeout_s)
+            if state is grpc.ChannelConnectivity.READY:
+                return
+            if state in (
+                grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+                grpc.ChannelConnectivity.SHUTDOWN,
+            ):
+                raise UnreachableError(f"no server answers at {target}.", remedy=remedy)
+    except queue.Empty:
+        raise UnreachableError(
+            f"no server answered at {target} within {timeout_s:g} s.", remedy=remedy
+        ) from None
+    finally:
+        channel.unsubscribe(states.put)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        code, details = error.code(), error.details()
+        raise RefusedError(code.name.lower(), details or "no details") from None

@@ -1,0 +1,1 @@
+"""The commands of ``inference-unlimited``, one module each."""

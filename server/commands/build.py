@@ -1,0 +1,97 @@
+"""``inference-unlimited build``: make the artifacts of a config, and serve nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.commands.options import ModelOption, config_reader, failures
+from server.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from artifacts.manifest import Manifest
+    from server.config.fields import Config
+    from server.variants import Variants
+
+
+def build(
+    config: Annotated[Path, typer.Argument(help="YAML file that names model and variants.")],
+    model: ModelOption = None,
+) -> None:
+    """Build every variant of a config into the store, and show what came of it.
+
+    What the store already holds is not built again. Exit codes: 0 all are there, 1 at least one
+    failed, 2 config error.
+    """
+    import asyncio
+
+    source, read = config_reader(config, model, {})
+    with failures():
+        variants = asyncio.run(_build(source, read))
+    _show(variants)
+    failed = [view for view in variants.views if view.error is not None]
+    for view in failed:
+        typer.echo(f"error: {view.name}: {view.error}", err=True)
+    raise typer.Exit(ExitCode.FAILURE if failed else ExitCode.OK)
+
+
+async def _build(source: str, read: Callable[[], Config]) -> Variants:
+    from artifacts.store import Store
+    from server import logs, machine
+    from server.child import ChildOptimizer
+    from server.lifecycle import Lifecycle
+    from server.planning import plan
+    from server.progress import ProgressBars
+    from server.variants import Variants
+
+    logs.configure("info", "auto")  # until the config says otherwise
+    optimizer = ChildOptimizer()
+    planned = await plan(read, source, optimizer)
+    config = planned.config
+    logs.configure(config.log.level, config.log.format)
+    variants = Variants(tuple(config.variants), config.traffic)
+    threads = machine.usable_cores()
+    with ProgressBars() as bars:
+        variants.watch(bars.show)
+        await Lifecycle(
+            variants=variants,
+            planned=planned.response.variants,
+            request=lambda name, spec: planned.build_request(name, spec, threads=threads),
+            optimizer=optimizer,
+            store=Store(planned.store),
+            load=None,
+            post=lambda _: None,
+            record=_Unrecorded(),
+            step_tokens=config.engine.step_tokens,
+        ).run()
+    return variants
+
+
+class _Unrecorded:
+    """Nobody scrapes a build."""
+
+    def took(self, phase: str, seconds: float, variant: str = "") -> None:
+        """See ``StartupRecord``."""
+
+    def describe(self, variant: str, artifact: str, manifest: Manifest) -> None:
+        """See ``StartupRecord``."""
+
+
+def _show(variants: Variants) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("variant", "state", "artifact", "MB", "KL mean", "top-1 agreement")
+    for view in variants.views:
+        row = [view.name, "built" if view.error is None else "failed"]
+        if view.manifest is not None:
+            measured = [record.quality for record in view.manifest.lineage if record.quality]
+            row += [(view.artifact or "")[:12], f"{view.manifest.size_bytes / 1e6:.2f}"]
+            if measured:
+                row += [f"{measured[-1].kl_mean:.5f}", f"{measured[-1].top1_agreement:.4f}"]
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,143 @@
+"""``inference-unlimited serve``: build what is missing, then answer requests until stopped."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.commands.options import ConfigFile, ModelOption, config_reader, failures
+from server.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.app import Addresses
+    from server.catalog import VariantView
+    from server.config.fields import Config
+
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound
+
+
+def serve(
+    config: ConfigFile = None,
+    model: ModelOption = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port of gRPC; 0 takes a free one [default: 50051].")
+    ] = None,
+    ops_port: Annotated[
+        int | None, typer.Option(help="Port of metrics and health [default: 9464].")
+    ] = None,
+) -> None:
+    """Build the configured variants where the store lacks them, and serve them.
+
+    Every variant serves as soon as it is built. Stops on SIGTERM or Ctrl-C once running streams
+    are done; a second signal cuts them. Exit codes: 0 stopped, 1 failed, 2 config error, 70 hang.
+    """
+    import asyncio
+
+    started_s = _process_start_s()
+    flags = {"server.host": host, "server.grpc_port": grpc_port, "server.ops_port": ops_port}
+    source, read = config_reader(config, model, flags)
+    with failures():
+        code = asyncio.run(_serve(source, read, started_s))
+    if code is ExitCode.HANG:
+        # The hung step still holds a thread; waiting for it would never end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise typer.Exit(code)
+
+
+async def _serve(source: str, read: Callable[[], Config], started_s: float) -> ExitCode:
+    import asyncio
+
+    from server import logs
+    from server.child import ChildOptimizer
+    from server.planning import plan
+    from server.progress import ProgressBars
+
+    logs.configure("info", "auto")  # until the config says otherwise
+    optimizer = ChildOptimizer()
+    # The chains are judged by a child; meanwhile the libraries that serving needs are loaded.
+    importing = asyncio.create_task(asyncio.to_thread(_import_serving))
+    begun_s = time.monotonic()
+    planned = await plan(read, source, optimizer)
+    plan_s = time.monotonic() - begun_s
+    await importing
+    log = planned.config.log
+    logs.configure(log.level, log.format)
+
+    from server.app import App
+
+    greeting = _Greeting(planned.config.model)
+    with ProgressBars() as bars:
+        app = App(
+            planned,
+            optimizer,
+            watchers=(bars.show, greeting.ready),
+            listening=greeting.listening,
+            started_s=started_s,
+            plan_s=plan_s,
+        )
+        return await app.run()
+
+
+def _import_serving() -> None:
+    import onnxruntime  # noqa: F401
+
+    import server.app  # noqa: F401
+
+
+class _Greeting:
+    """What a person at the terminal is told: where to ask, and how."""
+
+    def __init__(self, model: str) -> None:
+        self._prompt = "def fibonacci(n):" if model == "demo" else "Once upon a time"
+        self._target = ""
+        self._said = False
+
+    def listening(self, addresses: Addresses) -> None:
+        host = _ANY_ADDRESS.get(addresses.host, addresses.host)
+        ops_host = _ANY_ADDRESS.get(addresses.ops_host, addresses.ops_host)
+        self._target = f"{host}:{addresses.grpc_port}"
+        typer.echo(f"gRPC     {self._target}")
+        typer.echo(f"metrics  http://{ops_host}:{addresses.ops_port}/metrics")
+
+    def ready(self, view: VariantView) -> None:
+        if self._said or view.limits is None:
+            return
+        self._said = True
+        typer.echo(f"Variant {view.name} serves. Try:")
+        typer.echo(
+            f"  {_command()} generate --prompt {shlex.quote(self._prompt)} --target {self._target}"
+        )
+        sys.stdout.flush()
+
+
+def _command() -> str:
+    """How this program is called from here."""
+    name = "inference-unlimited"
+    own, found = Path(sys.argv[0]), shutil.which(name)
+    if own.name != name or (found is not None and Path(found).samefile(own)):
+        return name
+    try:
+        return str(own.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(own)
+
+
+def _process_start_s() -> float:
+    """Monotonic seconds when this process began, interpreter start included."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    since_boot_s = ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_s)

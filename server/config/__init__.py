@@ -1,0 +1,1 @@
+"""Configuration: what can be said (``fields``), where it comes from (``sources``)."""

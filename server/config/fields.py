@@ -1,0 +1,233 @@
+"""What can be configured: frozen sections whose fields carry bounds and their own description.
+
+Owns names, types, defaults and bounds; ``docs/configuration.md`` is generated from them. Knows
+nothing of where values come from (``server.config.sources``) or of what a chain may hold: the
+optimizer judges chains, since only it knows the stages.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, StringConstraints
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+VariantName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+FilePath = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
+class Section(BaseModel):
+    """A closed, immutable part of the configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class TextFile(Section):
+    """A file of texts."""
+
+    text: FilePath = Field(
+        description="A `.jsonl` file with a `text` field per line, or a `.txt` file; a relative "
+        "path is relative to the config file.",
+    )
+
+
+class EngineSection(Section):
+    """How requests share a variant's cache and the processor."""
+
+    slots: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="Sequences per variant that are computed at the same time.",
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=16,
+        le=1_048_576,
+        description="Longest sequence in tokens, prompt and completion together. Unset: the "
+        "model's own limit.",
+    )
+    kv_bytes: ByteSize | None = Field(
+        default=None,
+        ge=1024,
+        le=1 << 50,
+        description="Memory for one variant's key-value cache, such as `2GiB`. Unset: half of "
+        "the memory (or cgroup limit) that is left after weights, shared by the variants.",
+    )
+    step_tokens: int = Field(
+        default=256,
+        ge=1,
+        le=65536,
+        description="Tokens computed in one step at most, so that a long prompt does not stall "
+        "the streams of others.",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads of ONNX Runtime, shared by all variants. Unset: one per physical "
+        "core that the process may use.",
+    )
+    max_waiting: int = Field(
+        default=256,
+        ge=0,
+        le=1_000_000,
+        description="Requests per variant that may wait for a slot; further ones are refused "
+        "with RESOURCE_EXHAUSTED.",
+    )
+    hang_seconds: float = Field(
+        default=60,
+        ge=1,
+        le=86_400,
+        description="A step that takes longer than this, and than ten times what was predicted, "
+        "counts as hung: all streams end UNAVAILABLE and the process exits with status 70.",
+    )
+
+
+class LimitsSection(Section):
+    """What one request may ask for, besides what the variant itself can take."""
+
+    max_prompt_bytes: ByteSize = Field(
+        default=ByteSize(1 << 20), ge=16, le=1 << 30, description="UTF-8 bytes of a prompt."
+    )
+    max_prompt_tokens: int = Field(
+        default=1 << 17, ge=1, le=1 << 24, description="Tokens of a prompt."
+    )
+    max_completion_tokens: int = Field(
+        default=1 << 17, ge=1, le=1 << 24, description="The largest `max_tokens`."
+    )
+    default_completion_tokens: int = Field(
+        default=1024, ge=1, le=1 << 24, description="`max_tokens` of a request that gives none."
+    )
+    max_stops: int = Field(default=16, ge=0, le=1024, description="Stop strings.")
+    max_stop_bytes: int = Field(
+        default=256, ge=1, le=65536, description="UTF-8 bytes of a stop string."
+    )
+    max_stop_token_ids: int = Field(default=64, ge=0, le=65536, description="Stop token ids.")
+    max_logit_bias: int = Field(
+        default=1024, ge=0, le=65536, description="Entries of `logit_bias`."
+    )
+    max_logprobs: int = Field(default=20, ge=0, le=1024, description="Alternatives per token.")
+    max_routing_key_bytes: int = Field(
+        default=256, ge=1, le=65536, description="UTF-8 bytes of a routing key."
+    )
+
+
+class ServerSection(Section):
+    """Where the server listens and how it stops."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        max_length=255,
+        description="Address that gRPC listens on; `0.0.0.0` for all IPv4 addresses.",
+    )
+    grpc_port: Port = Field(default=50051, description="Port of the gRPC API; 0 takes a free one.")
+    ops_host: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=255,
+        description="Address of the listener for metrics and health. Unset: the same as `host`.",
+    )
+    ops_port: Port = Field(
+        default=9464, description="Port of the listener for metrics and health; 0 takes a free one."
+    )
+    drain_seconds: float = Field(
+        default=30,
+        ge=0,
+        le=3600,
+        description="How long running streams may go on after SIGTERM before they are cut.",
+    )
+    limits: LimitsSection = Field(
+        default=LimitsSection(), description="What one request may ask for."
+    )
+
+
+class OptimizerSection(Section):
+    """How the optimizer, a program of its own, is run."""
+
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads of a build. Unset: all cores, and half of them while a variant "
+        "already serves.",
+    )
+    optimum_python: FilePath | None = Field(
+        default=None,
+        description="Python interpreter of an environment that holds `optimum-onnx`, for "
+        "architectures that only Optimum exports.",
+    )
+
+
+class LogSection(Section):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severity that is logged."
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto",
+        description="`console` for people, `json` for machines; `auto`: console on a "
+        "terminal, else JSON.",
+    )
+
+
+class Config(Section):
+    """Everything that can be configured."""
+
+    model: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="The original model: a Hugging Face hub id, a local folder, or `demo`.",
+    )
+    revision: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=255,
+        description="Hub commit, tag or branch. Unset: the newest, pinned in the manifest.",
+    )
+    calibration: TextFile | None = Field(
+        default=None,
+        description="Texts that stages may calibrate on. Unset: text sampled from the original "
+        "model, made only when a stage needs it.",
+    )
+    evaluation: TextFile | None = Field(
+        default=None,
+        description="Texts that quality is measured on, disjoint from `calibration`. Unset: text "
+        "sampled from the original model.",
+    )
+    variants: dict[VariantName, Any] = Field(
+        min_length=1,
+        max_length=64,
+        description="Name of each variant and its chain: a list of stages (`[]` is the original "
+        "model), or a mapping with `chain`. The first is the default.",
+    )
+    traffic: dict[VariantName, Weight] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Weight of each variant for requests that name none, and its share of the "
+        "engine. Unset: the first variant takes them all, and shares are equal.",
+    )
+    engine: EngineSection = Field(
+        default=EngineSection(),
+        description="How requests share a variant's cache and the processor.",
+    )
+    server: ServerSection = Field(
+        default=ServerSection(), description="Where the server listens and how it stops."
+    )
+    optimizer: OptimizerSection = Field(
+        default=OptimizerSection(),
+        description="How the optimizer, a program of its own, is run.",
+    )
+    log: LogSection = Field(default=LogSection(), description="What is logged, and how.")
+    store: FilePath = Field(
+        default="~/.cache/inference-unlimited",
+        description="Folder of the artifact store.",
+    )
+    offline: bool = Field(
+        default=False, description="Never reach for the network; use the hub's local cache."
+    )

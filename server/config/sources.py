@@ -1,0 +1,249 @@
+"""Where configuration comes from: a YAML file, the environment, flags; weak to strong.
+
+Owns merging, relative paths and turning every complaint into a ``FieldError``. Knows nothing of
+what the fields mean. Environment names are ``INFERENCE_UNLIMITED_`` and the path in upper case
+with ``__`` between its parts; their values are read as YAML.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from artifacts.protocol import FieldError
+from server.config.errors import ConfigError, nearest
+from server.config.fields import NAME_PATTERN, Config, ServerSection
+
+ENVIRONMENT_PREFIX = "INFERENCE_UNLIMITED_"
+MAX_FILE_BYTES = 1 << 20
+
+# TARGET is the client commands'; the others Kubernetes puts into every pod of a namespace once a
+# Service there is named after this project.
+_NOT_CONFIG = re.compile(r"^(TARGET|SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_.+)?)$")
+
+# Fields that hold a path; in a file they are relative to that file.
+_PATHS = (
+    ("calibration", "text"),
+    ("evaluation", "text"),
+    ("store",),
+    ("optimizer", "optimum_python"),
+)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, which would silently drop a variant."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - the base class's signature
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load(path: Path, *, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+    """Read and merge all sources.
+
+    Args:
+        path: The YAML file.
+        environment: Where ``INFERENCE_UNLIMITED_...`` variables are looked up.
+        flags: Dotted path to value; ``None`` means not given, ``Unset`` takes a value away.
+
+    Raises:
+        ConfigError: with every error of every field.
+    """
+    merged = _absolute(_read(path), path.resolve().parent)
+    origins: dict[tuple[str, ...], str] = {}
+    for name, keys, value in _from_environment(environment):
+        _overlay(merged, keys, value)
+        origins[keys] = name
+    for dotted, value in flags.items():
+        if value is not None:
+            keys = tuple(dotted.split("."))
+            _overlay(merged, keys, None if value is Unset else value)
+            origins[keys] = f"--{keys[-1].replace('_', '-')}"
+    merged = _without_empty_sections(merged)
+    errors = list(_across_fields(merged))
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as failure:
+        errors = [_field_error(error, origins) for error in failure.errors()] + errors
+    if errors:
+        raise ConfigError(str(path), list(dict.fromkeys(errors)), merged)
+    return config
+
+
+class Unset:
+    """As a flag's value: take away what weaker sources say."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise _refused(path, f"is larger than {MAX_FILE_BYTES} bytes", "Is it a config file?")
+        text = path.read_text(encoding="utf-8")
+    except OSError as failure:
+        raise _refused(
+            path, f"cannot be read: {failure.strerror}", "Name a YAML file that exists."
+        ) from failure
+    except UnicodeDecodeError as failure:
+        raise _refused(path, "is not UTF-8 text", "Is it a config file?") from failure
+    try:
+        content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+    except yaml.YAMLError as failure:
+        raise _refused(path, f"is not valid YAML: {_yaml_problem(failure)}", "") from failure
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise _refused(path, "must hold a mapping of keys to values", "Begin with `model: demo`.")
+    return content
+
+
+def _yaml_problem(failure: yaml.YAMLError) -> str:
+    if isinstance(failure, yaml.MarkedYAMLError) and failure.problem_mark is not None:
+        mark = failure.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {failure.problem}"
+    return " ".join(str(failure).split())
+
+
+def _refused(path: Path, message: str, remedy: str) -> ConfigError:
+    return ConfigError(
+        str(path), [FieldError(path="", message=f"{path} {message}.", remedy=remedy)]
+    )
+
+
+def _absolute(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the file's relative paths absolute."""
+    for keys in _PATHS:
+        parent: Any = content
+        for key in keys[:-1]:
+            parent = parent.get(key) if isinstance(parent, dict) else None
+        if isinstance(parent, dict) and isinstance(parent.get(keys[-1]), str):
+            parent[keys[-1]] = str(folder / Path(parent[keys[-1]]).expanduser())
+    model = content.get("model")
+    if isinstance(model, str) and model.startswith(("./", "../", "~/")):
+        content["model"] = str((folder / Path(model).expanduser()).resolve())
+    return content
+
+
+def _from_environment(
+    environment: Mapping[str, str],
+) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    for name in sorted(environment):
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        rest = name.removeprefix(ENVIRONMENT_PREFIX)
+        if _NOT_CONFIG.match(rest):
+            continue
+        try:
+            value = yaml.load(environment[name], Loader=_StrictLoader)  # noqa: S506 - as above
+        except yaml.YAMLError:
+            value = environment[name]
+        yield name, tuple(part.lower() for part in rest.split("__")), value
+
+
+def _overlay(target: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        below = target.get(key)
+        if not isinstance(below, dict):
+            below = target[key] = {}
+        target = below
+    target[keys[-1]] = value
+
+
+def _without_empty_sections(content: dict[str, Any]) -> dict[str, Any]:
+    """``engine:`` with nothing under it means its defaults."""
+    return {
+        key: value
+        for key, value in content.items()
+        if not (value is None and isinstance(_default(key), BaseModel))
+    }
+
+
+def _default(key: str) -> Any:
+    field = Config.model_fields.get(key)
+    return None if field is None else field.default
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    """The keys of the section that holds ``location``."""
+    fields = Config.model_fields
+    for part in location[:-1]:
+        annotation = fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        fields = sections[0].model_fields
+    return list(fields)
+
+
+def _field_error(error: Any, origins: Mapping[tuple[str, ...], str]) -> FieldError:
+    location = tuple(error["loc"])
+    is_key = location[-1:] == ("[key]",)
+    location = location[:-1] if is_key else location
+    path = ".".join(str(part) for part in location)
+    origin = origins.get(tuple(str(part) for part in location))
+    said = f" (from {origin})" if origin else ""
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location)
+        return FieldError(
+            path=path,
+            message=f"unknown key{said}",
+            remedy=f"Known keys here: {', '.join(sorted(known))}.",
+            nearest=nearest(str(location[-1]), known),
+        )
+    if error["type"] == "missing":
+        return FieldError(path=path, message=f"is required{said}", remedy="Add it.")
+    if is_key:
+        return FieldError(
+            path=path,
+            message="is not a valid variant name",
+            remedy=f"Use a name that matches {NAME_PATTERN}.",
+        )
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return FieldError(path=path, message=f"{message}, got {_short(error['input'])}{said}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _across_fields(content: Mapping[str, Any]) -> Iterator[FieldError]:
+    """What no single field can know; looks only at values of the right type."""
+    variants, traffic = content.get("variants"), content.get("traffic")
+    if isinstance(variants, dict) and isinstance(traffic, dict):
+        names = [str(name) for name in variants]
+        for name in traffic:
+            if name not in variants:
+                yield FieldError(
+                    path=f"traffic.{name}",
+                    message="no such variant",
+                    remedy=f"Configured variants: {', '.join(names)}.",
+                    nearest=nearest(str(name), names),
+                )
+        if traffic and all(weight == 0 for weight in traffic.values()):
+            yield FieldError(
+                path="traffic",
+                message="all weights are 0",
+                remedy="Give at least one variant a weight above 0, or leave `traffic` away.",
+            )
+    server = content.get("server")
+    if isinstance(server, dict):
+        defaults = ServerSection()
+        port = server.get("ops_port", defaults.ops_port)
+        if port and port == server.get("grpc_port", defaults.grpc_port):
+            yield FieldError(
+                path="server.ops_port",
+                message=f"is the same as server.grpc_port ({port})",
+                remedy="Give each listener a port of its own.",
+            )

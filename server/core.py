@@ -1,0 +1,236 @@
+"""The core of answering: a call in, its outputs out, whatever the face.
+
+Owns the way of a request: routing, checks, admission, text to tokens, the engine, tokens to text,
+and its one entry in telemetry. Lives on the event loop. Knows nothing of gRPC, HTTP or protobuf,
+and of the engine only its messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import structlog
+
+from server.account import Account
+from server.calls import GenerateCall, Output
+from server.catalog import Catalog, VariantView
+from server.engine.messages import (
+    Cancel,
+    Command,
+    Event,
+    Failed,
+    FailureCode,
+    FinishReason,
+    Timings,
+    Usage,
+)
+from server.errors import (
+    DeadlineExceededError,
+    InternalError,
+    RequestError,
+    Status,
+    UnavailableError,
+)
+from server.generation import EngineFailure, Generation
+from server.intake import Intake
+from server.limits import RequestLimits
+from server.mailbox import Mailroom
+from server.observer import RequestObserver
+from server.parameters import check_text, check_token_ids
+from server.selection import Selection, require_tokenizer
+from server.texts import Texts
+
+# A client gives up at its own deadline, a moment before ours: so near to it, that was the reason.
+_DEADLINE_SLACK_S = 0.05
+# Seeds survive a reader that keeps numbers as doubles.
+_SEED_BITS = 53
+
+
+class Core:
+    """Answers calls from the catalog's variants. Build it on the running event loop.
+
+    ``deliver`` is for the engine's thread; everything else belongs to the loop. ``post`` hands a
+    command to the engine and must neither block nor raise. ``clock`` is the engine's clock.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        post: Callable[[Command], None],
+        *,
+        executor: Executor,
+        observer: RequestObserver | None = None,
+        limits: RequestLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+        draw_seed: Callable[[], int] = lambda: secrets.randbits(_SEED_BITS),
+        new_log_id: Callable[[], str] = lambda: secrets.token_hex(8),
+        log: Any = None,
+    ) -> None:
+        self._catalog = catalog
+        self._post = post
+        self._observer = observer or RequestObserver()
+        self.limits = limits or RequestLimits()
+        self.clock = clock
+        self._new_log_id = new_log_id
+        self._log = log or structlog.get_logger("server.core")
+        self._selection = Selection(catalog, draw)
+        self._texts = Texts(executor)
+        self._intake = Intake(self._selection, self._texts, self.limits, clock, draw_seed)
+        self._mailroom = Mailroom()
+
+    # Requests.
+
+    async def generate(self, call: GenerateCall) -> AsyncGenerator[Output]:
+        """Answer one call, one output per engine step; the last one has ``finish``.
+
+        Close the iterator (``contextlib.aclosing``) or cancel its task, and the engine frees the
+        request's slot within one step.
+
+        Raises:
+            RequestError: The request is refused or fails; see ``server.errors``.
+        """
+        account = Account(self._observer, self.clock, call.received_s)
+        try:
+            generation = await self._submit(call, account)
+            try:
+                while True:
+                    output = await generation.next()
+                    account.handed_over(len(output.tokens))
+                    if output.finish is not None:
+                        account.status = Status.OK
+                        yield output
+                        return
+                    yield output
+            finally:
+                account.usage, account.timings = generation.usage, generation.timings
+                generation.leave()
+        except EngineFailure as failure:
+            error = self._error_of(failure.event)
+            account.status = error.status
+            raise error from None
+        except RequestError as error:
+            account.status = error.status
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            if account.status is not Status.OK:
+                account.status = self._why_left(call)
+            raise
+        finally:
+            account.close()
+
+    async def tokenize(
+        self, variant: str, text: str, *, add_special_tokens: bool = True
+    ) -> list[tuple[int, str]]:
+        """Token ids of a text, each with the vocabulary's own spelling."""
+        tokenizer = require_tokenizer(self._selection.named(variant))
+        check_text("text", text, self.limits.max_prompt_bytes, "send it in parts")
+        ids = await self._texts.encode(tokenizer, text, add_special_tokens=add_special_tokens)
+        return [(token_id, tokenizer.token(token_id) or "") for token_id in ids]
+
+    async def detokenize(
+        self, variant: str, token_ids: Sequence[int], *, skip_special_tokens: bool = True
+    ) -> str:
+        """Text of token ids."""
+        view = self._selection.named(variant)
+        tokenizer = require_tokenizer(view)
+        vocab_size = tokenizer.size if view.manifest is None else view.manifest.graph.vocab_size
+        check_token_ids("token_ids", token_ids, vocab_size, self.limits.max_prompt_tokens)
+        return await self._texts.decode(
+            tokenizer, token_ids, skip_special_tokens=skip_special_tokens
+        )
+
+    def variant(self, name: str) -> VariantView:
+        """One variant; the default for an empty name.
+
+        Raises:
+            UnknownVariantError: There is none of this name.
+        """
+        return self._selection.named(name)
+
+    def variants(self) -> list[VariantView]:
+        """All variants, in the order of the config."""
+        return [self._selection.named(name) for name in self._catalog.names()]
+
+    @property
+    def default(self) -> str:
+        """Name of the default variant."""
+        return self._catalog.default
+
+    def internal(self, error: BaseException, **context: object) -> InternalError:
+        """Log an error of ours; return what the caller may know of it."""
+        log_id = self._new_log_id()
+        self._log.error("internal_error", log_id=log_id, exc_info=error, **context)
+        return InternalError(log_id)
+
+    # The engine and the end.
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Take all events of one engine step, on the engine's thread; does not block."""
+        self._mailroom.deliver(events)
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that the engine works on."""
+        return len(self._mailroom)
+
+    def drain(self) -> None:
+        """Refuse new requests from now on."""
+        self._intake.draining = True
+
+    async def wait_idle(self) -> None:
+        """Wait until the engine works on no request."""
+        await self._mailroom.wait_empty()
+
+    def end_all(self, reason: str) -> int:
+        """End every request UNAVAILABLE, here and in the engine; return how many there were."""
+
+        def final(request_id: str) -> Failed:
+            nothing = Usage(0, 0, 0), Timings(0.0, 0.0, 0.0)
+            return Failed(request_id, FailureCode.UNAVAILABLE, reason, *nothing)
+
+        ids = self._mailroom.end_all(final)
+        for request_id in ids:
+            self._post(Cancel(request_id, FinishReason.CANCELLED))
+        return len(ids)
+
+    async def _submit(self, call: GenerateCall, account: Account) -> Generation:
+        """Hand an accepted call to the engine."""
+        accepted = await self._intake.accept(call, account)
+        submit = accepted.submit
+        mailbox = self._mailroom.open(submit.request_id, accepted.leave)
+        generation = Generation(submit, accepted.serving, accepted.stops, mailbox, self._post)
+        self._post(submit)
+        return generation
+
+    # How a request ended.
+
+    def _error_of(self, event: Failed) -> RequestError:
+        match event.code:
+            case FailureCode.DEADLINE_EXCEEDED:
+                return DeadlineExceededError(
+                    f"the deadline passed after {event.usage.completion_tokens} tokens; allow "
+                    "more time or ask for fewer tokens."
+                )
+            case FailureCode.UNAVAILABLE:
+                return UnavailableError(event.message)
+            case FailureCode.INTERNAL:
+                log_id = self._new_log_id()
+                self._log.error(
+                    "request_failed",
+                    log_id=log_id,
+                    request_id=event.request_id,
+                    error=event.message,
+                )
+                return InternalError(log_id)
+
+    def _why_left(self, call: GenerateCall) -> Status:
+        if call.deadline_s is not None and self.clock() >= call.deadline_s - _DEADLINE_SLACK_S:
+            return Status.DEADLINE_EXCEEDED
+        return Status.CANCELLED

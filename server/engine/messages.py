@@ -1,0 +1,216 @@
+"""Frozen messages between the engine's thread and everybody else.
+
+The engine's seam is two queues of these and nothing else. Knows nothing of text, of gRPC or of
+how the engine works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from artifacts.session import DecoderSession
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens, all fields resolved (no "unset" is left).
+
+    Order: logit_bias, penalties, temperature, top_k, top_p, min_p. ``temperature`` 0 is greedy.
+    ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; penalties of 1 (repetition) and 0 are off.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    min_tokens: int = 0
+    eos_token_ids: frozenset[int] = frozenset()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """None: no log-probabilities. k >= 0: the chosen token's and those of the top k."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Ask the engine to generate. ``prompt`` is not empty and fits with max_tokens into a slot."""
+
+    request_id: str
+    variant: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    received_s: float
+    """Monotonic seconds when the request was read."""
+    deadline_s: float | None = None
+    """Monotonic seconds after which the request ends with DEADLINE_EXCEEDED."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The caller is gone, or has enough: free the slot within one step. Unknown ids are ignored.
+
+    ``finish`` names the reason of the final event; a stop string found in the text is ``STOP``.
+    """
+
+    request_id: str
+    finish: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Begin to serve a variant with this session.
+
+    ``rebuild`` makes a fresh session after a failed step. ``kv_budget_tokens`` bounds the reserved
+    tokens (prompt + max_tokens) over all running requests. ``weight`` is its share of engine time.
+    """
+
+    variant: str
+    session: DecoderSession
+    rebuild: Callable[[], DecoderSession]
+    kv_budget_tokens: int
+    step_tokens: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """Stop serving a variant; its requests end UNAVAILABLE."""
+
+    variant: str
+
+
+Command = Submit | Cancel | Attach | Detach
+
+
+class FinishReason(StrEnum):
+    """Why a request ended without error."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+class FailureCode(StrEnum):
+    """Why a request ended with one; the words of gRPC's status codes in lower case."""
+
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One alternative: token id and its log-probability under the raw distribution, in nats."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token; ``logprob`` and ``top`` only when asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of one request inside the engine, as far as it came."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    """Prompt tokens whose cache entries were reused from an earlier request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Tokens of one step for one request."""
+
+    request_id: str
+    tokens: tuple[Token, ...]
+    emitted_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The one final event of a request that ended well (or was cancelled)."""
+
+    request_id: str
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    stop_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The one final event of a request that did not."""
+
+    request_id: str
+    code: FailureCode
+    message: str
+    usage: Usage
+    timings: Timings
+
+
+Event = Generated | Finished | Failed
+
+Deliver = Callable[[Sequence[Event]], None]
+"""Takes all events of one step at once. Called on the engine's thread; must not block."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantLoad:
+    """A variant's gauges after a step."""
+
+    running_requests: int
+    waiting_requests: int
+    reserved_tokens: int
+    kv_budget_tokens: int
+    batch_rows: int
+
+
+class StepKind(StrEnum):
+    """What a step computed: prompt tokens only, generated tokens only, or both."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+
+
+class EngineObserver:
+    """What the engine tells telemetry; the default ignores everything. Engine's thread."""
+
+    def stepped(self, variant: str, kind: StepKind, seconds: float, load: VariantLoad) -> None:
+        """One step ran; ``seconds`` of engine time."""
+
+    def loaded(self, variant: str, load: VariantLoad) -> None:
+        """The gauges changed without a step."""
+
+    def failed(self, variant: str, error: BaseException, **context: Any) -> None:
+        """A step failed; its requests have been ended."""
+
+
+Lost = Callable[[str, str], None]
+"""Takes a variant that the engine can serve no longer, and why. Called on the engine's thread."""

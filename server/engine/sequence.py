@@ -1,0 +1,85 @@
+"""One request inside the engine: its tokens, how many are computed, and what it has cost.
+
+There are no phases: a sequence has tokens known and tokens computed, and a step lets computed
+catch up. Knows nothing of slots' contents, of sampling or of other sequences.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.engine.messages import Submit, Timings, Usage
+
+
+class Sequence:
+    """A request that the engine has accepted; owned and changed by its lane alone."""
+
+    __slots__ = (
+        "admitted_s",
+        "cached",
+        "computed",
+        "first_token_s",
+        "known",
+        "last_token_s",
+        "output_counts",
+        "prompt_length",
+        "request",
+        "seen",
+        "slot",
+        "tokens",
+    )
+
+    def __init__(self, request: Submit) -> None:
+        self.request = request
+        self.prompt_length = len(request.prompt)
+        self.tokens: NDArray[np.int64] = np.zeros(self.reserve, np.int64)
+        self.tokens[: self.prompt_length] = request.prompt
+        self.known = self.prompt_length
+        self.computed = 0
+        self.cached = 0
+        self.slot = -1
+        self.admitted_s: float | None = None
+        self.first_token_s: float | None = None
+        self.last_token_s: float | None = None
+        # Filled by the sampler, only for requests with penalties.
+        self.seen: NDArray[np.bool_] | None = None  # (vocab,)
+        self.output_counts: dict[int, int] = {}
+
+    @property
+    def reserve(self) -> int:
+        """Tokens that the sequence may come to hold: prompt and max_tokens."""
+        return self.prompt_length + self.request.sampling.max_tokens
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated so far."""
+        return self.known - self.prompt_length
+
+    @property
+    def pending(self) -> int:
+        """Known tokens that are not computed yet; 1 while decoding."""
+        return self.known - self.computed
+
+    def append(self, token: int, now_s: float) -> None:
+        """Add a generated token."""
+        self.tokens[self.known] = token
+        self.known += 1
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        self.last_token_s = now_s
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(self.prompt_length, self.generated, self.cached)
+
+    def timings(self, now_s: float) -> Timings:
+        """Seconds so far; a part that has not begun is 0."""
+        admitted = now_s if self.admitted_s is None else self.admitted_s
+        first = now_s if self.first_token_s is None else self.first_token_s
+        last = first if self.last_token_s is None else self.last_token_s
+        return Timings(
+            queue_s=max(admitted - self.request.received_s, 0.0),
+            prefill_s=max(first - admitted, 0.0),
+            decode_s=max(last - first, 0.0),
+        )

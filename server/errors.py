@@ -1,0 +1,113 @@
+"""Errors of the server: one base class, and one table of the ways a request can be refused.
+
+Every method of every face (gRPC now, others later) answers with these and nothing else; a face
+only translates ``Status`` into its own codes. Knows nothing of gRPC. The table for users is
+docs/errors.md.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """How a request ended: the gRPC status codes that are used, in lower case."""
+
+    OK = "ok"
+    CANCELLED = "cancelled"
+    INVALID_ARGUMENT = "invalid_argument"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    NOT_FOUND = "not_found"
+    RESOURCE_EXHAUSTED = "resource_exhausted"
+    INTERNAL = "internal"
+    UNAVAILABLE = "unavailable"
+
+
+class ServerError(Exception):
+    """Something about the server that a user can act on.
+
+    Attributes:
+        code: Stable, lower-case identifier.
+        remedy: What the user can do about it, one sentence; may be empty.
+    """
+
+    code = "server"
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """The sentence and, when there is one, the remedy."""
+        return f"{super().__str__()} {self.remedy}".strip()
+
+
+class ListenError(ServerError):
+    """An address could not be listened on (port in use, no such host, no permission)."""
+
+    code = "listen"
+
+
+class RequestError(ServerError):
+    """A request that is not answered; ``status`` is what the caller is told."""
+
+    status = Status.INTERNAL
+
+    @property
+    def code(self) -> str:  # type: ignore[override]
+        """The status, which is stable and lower-case."""
+        return self.status.value
+
+
+class InvalidRequestError(RequestError):
+    """A field of the request is wrong: which one, why, and what to use instead."""
+
+    status = Status.INVALID_ARGUMENT
+
+    def __init__(self, field: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{field}: {problem}; {remedy}")
+        self.field = field
+
+
+class UnknownVariantError(RequestError):
+    """No variant has this name; the known ones are listed."""
+
+    status = Status.NOT_FOUND
+
+
+class OverloadedError(RequestError):
+    """The variant's queue is full; ``retry_after_s`` is a guess at when a place is free."""
+
+    status = Status.RESOURCE_EXHAUSTED
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(RequestError):
+    """The server is draining, or the variant does not serve (yet)."""
+
+    status = Status.UNAVAILABLE
+
+
+class DeadlineExceededError(RequestError):
+    """The caller's deadline passed."""
+
+    status = Status.DEADLINE_EXCEEDED
+
+
+class CancelledByEngineError(RequestError):
+    """The request was cancelled by something other than its caller's face."""
+
+    status = Status.CANCELLED
+
+
+class InternalError(RequestError):
+    """Our fault. The caller gets ``log_id`` and no detail; the log has the detail."""
+
+    status = Status.INTERNAL
+
+    def __init__(self, log_id: str) -> None:
+        super().__init__(f"internal error; the server's log has the details under log_id={log_id}")
+        self.log_id = log_id

@@ -1,0 +1,208 @@
+"""Brings variants up, one by one in the order of the config: build or find, load, attach.
+
+Owns the transitions between states and what a failure means: that variant alone is lost. Knows
+nothing of listeners, of gRPC or of how the optimizer works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from artifacts.errors import ArtifactError, CorruptArtifactError
+from artifacts.manifest import Manifest
+from artifacts.protocol import (
+    BuildEvent,
+    BuildFailed,
+    BuildRequest,
+    Built,
+    PlannedVariant,
+    Progress,
+    StageBegun,
+    StageMeasured,
+)
+from artifacts.store import Store, StoredArtifact
+from server.catalog import BuildProgress, VariantState
+from server.child import Optimizer
+from server.engine.messages import Attach, Command
+from server.errors import ServerError
+from server.loading import Loaded
+from server.variants import Variants
+
+_log = structlog.get_logger(__name__)
+
+_LEAST_WEIGHT = 0.01  # of a variant that gets no routed traffic but may be named
+
+
+class StartupRecord(Protocol):
+    """Who is told how long phases took and what serves (telemetry)."""
+
+    def took(self, phase: str, seconds: float, variant: str = "") -> None:
+        """A phase is over."""
+        ...
+
+    def describe(self, variant: str, artifact: str, manifest: Manifest) -> None:
+        """This artifact serves."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """What is needed to bring variants up.
+
+    Attributes:
+        variants: Whose states are changed.
+        planned: The optimizer's answer for each variant.
+        request: Makes the build request of a variant.
+        optimizer: Builds.
+        store: Where artifacts lie.
+        load: Turns an artifact into a session; runs on a worker thread. None: only build.
+        post: Hands commands to the engine.
+        record: Is told of durations.
+        step_tokens: Token budget of one step.
+        clock: Monotonic seconds.
+    """
+
+    variants: Variants
+    planned: Mapping[str, PlannedVariant]
+    request: Callable[[str, PlannedVariant], BuildRequest]
+    optimizer: Optimizer
+    store: Store
+    load: Callable[[StoredArtifact], Loaded] | None
+    post: Callable[[Command], None]
+    record: StartupRecord
+    step_tokens: int
+    clock: Callable[[], float] = time.monotonic
+
+    async def run(self) -> None:
+        """Bring every variant to READY or FAILED."""
+        for name, planned in self.planned.items():
+            self.variants.change(name, chain=planned.chain, recipe=planned.recipe)
+        for name in self.variants.names():
+            try:
+                await self._bring_up(name, self.planned[name])
+            except (ArtifactError, ServerError) as error:
+                self._fail(name, str(error))
+            except Exception as error:  # noqa: BLE001 - the other variants must still serve
+                _log.exception("unexpected failure", variant=name)
+                self._fail(name, f"Unexpected failure: {type(error).__name__}: {error}")
+
+    async def _bring_up(self, name: str, planned: PlannedVariant) -> None:
+        for warning in planned.warnings:
+            _log.warning("chain", variant=name, warning=warning)
+        artifact = planned.artifact or await self._build(name, planned)
+        try:
+            stored = await self._open(name, artifact)
+        except CorruptArtifactError as error:
+            if planned.artifact is None:
+                raise
+            # What was found in the store is damaged: drop it and make it anew, once.
+            _log.warning(
+                "stored artifact is damaged; building it again",
+                variant=name,
+                artifact=artifact,
+                error=str(error),
+            )
+            await asyncio.to_thread(self.store.forget, artifact)
+            artifact = await self._build(name, planned)
+            stored = await self._open(name, artifact)
+        self.variants.change(name, artifact=artifact, manifest=stored.manifest)
+        if self.load is None:
+            self.variants.change(name, state=VariantState.READY)
+            return
+        await self._attach(name, artifact, stored, await asyncio.to_thread(self.load, stored))
+
+    async def _open(self, name: str, artifact: str) -> StoredArtifact:
+        self.variants.change(name, state=VariantState.LOADING, progress=None)
+        return await asyncio.to_thread(self.store.open, artifact)
+
+    async def _attach(
+        self, name: str, artifact: str, stored: StoredArtifact, loaded: Loaded
+    ) -> None:
+        self.post(
+            Attach(
+                variant=name,
+                session=loaded.session,
+                rebuild=loaded.rebuild,
+                kv_budget_tokens=loaded.limits.kv_budget_tokens,
+                step_tokens=self.step_tokens,
+                weight=self._weight(name),
+            )
+        )
+        self.record.describe(name, artifact, stored.manifest)
+        self.record.took("load", loaded.load_s, name)
+        self.record.took("warm_up", loaded.warm_up_s, name)
+        self.variants.change(
+            name, state=VariantState.READY, tokenizer=loaded.tokenizer, limits=loaded.limits
+        )
+
+    async def _build(self, name: str, planned: PlannedVariant) -> str:
+        begun_s = self.clock()
+        self.variants.building(name)
+        tracker = _ProgressTracker(self.variants, name)
+        built = await self.optimizer.build(
+            self.request(name, planned), tracker.observe, background=self.variants.any_ready
+        )
+        self.record.took("build", self.clock() - begun_s, name)
+        return built.artifact
+
+    def _weight(self, name: str) -> float:
+        """The variant's share of engine time relative to an equal one."""
+        traffic = self.variants.traffic
+        if not traffic:
+            return 1.0
+        share = traffic.get(name, 0.0) / sum(traffic.values()) * len(self.variants.names())
+        return max(share, _LEAST_WEIGHT)
+
+    def _fail(self, name: str, message: str) -> None:
+        self.variants.change(name, state=VariantState.FAILED, error=message, progress=None)
+
+
+class _ProgressTracker:
+    """Turns a build's events into the variant's progress and the log."""
+
+    def __init__(self, variants: Variants, name: str) -> None:
+        self._variants = variants
+        self._name = name
+        self._progress = BuildProgress()
+
+    def observe(self, event: BuildEvent) -> None:
+        match event:
+            case StageBegun():
+                _log.info(
+                    "stage",
+                    variant=self._name,
+                    stage=event.stage,
+                    number=f"{event.index + 1}/{event.count}",
+                    reused=event.reused or None,
+                )
+                self._progress = BuildProgress(
+                    stage=event.stage, stage_index=event.index, stage_count=event.count
+                )
+            case Progress():
+                self._progress = BuildProgress(
+                    stage=event.stage,
+                    stage_index=self._progress.stage_index,
+                    stage_count=self._progress.stage_count,
+                    fraction=event.fraction,
+                    message=event.message,
+                )
+            case StageMeasured():
+                quality = event.record.quality
+                _log.info(
+                    "stage measured",
+                    variant=self._name,
+                    stage=event.record.stage,
+                    seconds=round(event.record.seconds, 2),
+                    megabytes=round(event.record.size_bytes / 1e6, 2),
+                    kl_mean=None if quality is None else round(quality.kl_mean, 5),
+                )
+                return
+            case Built() | BuildFailed():
+                return
+        self._variants.progressed(self._name, self._progress)

@@ -1,0 +1,129 @@
+"""Turns a stored artifact into something the engine can serve.
+
+Owns opening the session and the tokenizer, warming up, and how many tokens the key-value cache may
+reserve. Runs on a worker thread. Knows nothing of variants' states, of the engine or of asyncio.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from artifacts.errors import SessionError
+from artifacts.runtime import Threads
+from artifacts.session import DecoderSession, Row
+from artifacts.session_factory import open_session
+from artifacts.store import StoredArtifact
+from artifacts.tokenizer import Tokenizer
+from server.catalog import VariantLimits
+
+# Of the memory that is left after weights: the rest is for activations, prompts and the system.
+_CACHE_SHARE = 0.5
+_WARM_UP_TOKENS = 8
+_FEWEST_TOKENS = 16  # a cache of less serves nobody
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How every variant is loaded.
+
+    Attributes:
+        slots: Sequences per variant.
+        max_length: Longest sequence, None for the model's own limit.
+        kv_bytes: Memory for one variant's cache, None for a share of ``memory_bytes``.
+        memory_bytes: What one variant may take in all, weights included.
+        max_waiting: Requests that may wait for a slot.
+        threads: Who computes.
+    """
+
+    slots: int
+    max_length: int | None
+    kv_bytes: int | None
+    memory_bytes: int
+    max_waiting: int
+    threads: Threads
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A variant that can be attached to the engine."""
+
+    session: DecoderSession
+    rebuild: Callable[[], DecoderSession]
+    tokenizer: Tokenizer
+    limits: VariantLimits
+    load_s: float
+    warm_up_s: float
+
+
+def load(
+    stored: StoredArtifact, settings: LoadSettings, clock: Callable[[], float] = time.monotonic
+) -> Loaded:
+    """Open and warm up.
+
+    Raises:
+        CorruptArtifactError: A file is missing or no tokenizer.
+        SessionError: ONNX Runtime refuses the model, or the settings do not fit it.
+    """
+    begun_s = clock()
+    graph = stored.manifest.graph
+    if settings.max_length is not None and settings.max_length > graph.max_length:
+        raise SessionError(
+            f"engine.max_length: {settings.max_length} is more than the model's context of "
+            f"{graph.max_length} tokens.",
+            remedy="Lower it, or leave it away.",
+        )
+    max_length = settings.max_length or graph.max_length
+    model = stored.path("model.onnx")
+
+    def open_again() -> DecoderSession:
+        return open_session(
+            model, graph, slots=settings.slots, max_length=max_length, threads=settings.threads
+        )
+
+    session = open_again()
+    tokenizer = Tokenizer.load(stored.path("tokenizer.json"))
+    loaded_s = clock()
+    _warm_up(session)
+    limits = VariantLimits(
+        max_length=max_length,
+        slots=settings.slots,
+        kv_budget_tokens=_kv_budget_tokens(session, stored.manifest.size_bytes, settings),
+        max_waiting=settings.max_waiting,
+    )
+    return Loaded(
+        session=session,
+        rebuild=open_again,
+        tokenizer=tokenizer,
+        limits=limits,
+        load_s=loaded_s - begun_s,
+        warm_up_s=clock() - loaded_s,
+    )
+
+
+def _warm_up(session: DecoderSession) -> None:
+    """Run a prompt and one token, so that the first request pays for no allocation."""
+    count = min(_WARM_UP_TOKENS, session.max_length - 1)
+    prompt = np.arange(count, dtype=np.int64) % session.vocab_size
+    session.step([Row(slot=0, start=0, tokens=prompt, logits=1)])
+    session.step([Row(slot=0, start=count, tokens=prompt[:1], logits=1)])
+    session.release(0)
+
+
+def _kv_budget_tokens(session: DecoderSession, size_bytes: int, settings: LoadSettings) -> int:
+    if settings.kv_bytes is not None:
+        kv_bytes = settings.kv_bytes
+    else:
+        kv_bytes = int(max(settings.memory_bytes - size_bytes, 0) * _CACHE_SHARE)
+    all_slots = session.slots * session.max_length
+    tokens = min(kv_bytes // session.kv_bytes_per_token, all_slots)
+    if tokens < min(_FEWEST_TOKENS, session.max_length):
+        raise SessionError(
+            f"engine.kv_bytes: {kv_bytes} bytes hold {tokens} tokens of "
+            f"{session.kv_bytes_per_token} bytes each.",
+            remedy="Set engine.kv_bytes, or serve fewer variants or on a machine with more memory.",
+        )
+    return tokens

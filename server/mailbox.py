@@ -1,0 +1,117 @@
+"""From the engine's thread to the requests on the event loop: one hand-over per step.
+
+Owns the requests that the engine works on and what has not been read of each. A reader that does
+not read holds up nobody and keeps no more than its own tokens. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from server.engine.messages import Event, Failed, Finished, Generated, Token
+
+
+class Step:
+    """What one engine step did for one request."""
+
+    __slots__ = ("final", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens: Sequence[Token] = ()
+        self.final: Finished | Failed | None = None
+
+    def add(self, event: Event) -> None:
+        """Take one of the step's events; they come in order."""
+        if isinstance(event, Generated):
+            self.tokens = (*self.tokens, *event.tokens) if self.tokens else event.tokens
+        else:
+            self.final = event
+
+
+class Mailbox:
+    """Steps of one request that were not read yet. One reader, on the event loop."""
+
+    __slots__ = ("_reader", "_steps", "final", "on_final")
+
+    def __init__(self, on_final: Callable[[], None]) -> None:
+        self._steps: deque[Step] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self.on_final = on_final
+        self.final = False
+
+    def put(self, step: Step) -> None:
+        """Add a step and wake the reader."""
+        self._steps.append(step)
+        if step.final is not None:
+            self.final = True
+            self.on_final()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def get(self) -> Step:
+        """The next step; waits for it."""
+        while not self._steps:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return self._steps.popleft()
+
+
+class Mailroom:
+    """All requests that the engine has not ended. Built and used on the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        """Number of open mailboxes."""
+        return len(self._mailboxes)
+
+    def open(self, request_id: str, on_final: Callable[[], None]) -> Mailbox:
+        """Begin to take a request's events; ``on_final`` is called when the last one is in."""
+        mailbox = self._mailboxes[request_id] = Mailbox(on_final)
+        self._empty.clear()
+        return mailbox
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Take all events of one step, on any thread; does not block."""
+        try:
+            self._loop.call_soon_threadsafe(self._sort, events)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    async def wait_empty(self) -> None:
+        """Wait until every request has its final event."""
+        await self._empty.wait()
+
+    def end_all(self, final: Callable[[str], Failed]) -> tuple[str, ...]:
+        """End every open request here and now; return their ids."""
+        ids = tuple(self._mailboxes)
+        self._sort([final(request_id) for request_id in ids])
+        return ids
+
+    def _sort(self, events: Sequence[Event]) -> None:
+        """Give each request its share of a step."""
+        steps: dict[str, Step] = {}
+        for event in events:
+            step = steps.get(event.request_id)
+            if step is None:
+                step = steps[event.request_id] = Step()
+            step.add(event)
+        for request_id, step in steps.items():
+            # Events of a request that was ended here are of no interest to anybody.
+            if (mailbox := self._mailboxes.get(request_id)) is None:
+                continue
+            if step.final is not None:
+                del self._mailboxes[request_id]
+            mailbox.put(step)
+        if not self._mailboxes:
+            self._empty.set()

@@ -1,0 +1,49 @@
+"""What the API side tells telemetry about requests. All calls come on the event loop.
+
+Knows nothing of metric names or of who listens. ``variant`` is a configured name or ``""`` (an
+unknown variant), never the caller's text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.engine.messages import Timings
+from server.errors import Status
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One finished request.
+
+    Attributes:
+        variant: A configured name, or ``""`` when the caller named an unknown one.
+        status: How it ended.
+        duration_s: Seconds from the request read to its last message handed to the stream.
+        prompt_tokens: Tokens of the prompt; 0 when it was refused before they were counted.
+        completion_tokens: Generated tokens, up to the stop.
+        cached_tokens: Prompt tokens whose cache entries were reused.
+        timings: Queue, prefill and decode seconds; only when it ended well (else a cancelled or
+            refused request would pull the latencies down).
+    """
+
+    variant: str
+    status: Status
+    duration_s: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    timings: Timings | None = None
+
+
+class RequestObserver:
+    """The default ignores everything."""
+
+    def first_token(self, variant: str, seconds: float) -> None:
+        """The first token was handed to the stream, ``seconds`` after the request was read."""
+
+    def next_tokens(self, variant: str, seconds_per_token: float, count: int) -> None:
+        """``count`` further tokens: the step's gap divided over them, one observation each."""
+
+    def finished(self, record: RequestRecord) -> None:
+        """A request ended; called exactly once for each one that was read."""

@@ -1,0 +1,113 @@
+"""From a config to what the optimizer is asked, and all errors of both sides at once.
+
+Owns the requests to the optimizer. Knows nothing of processes or of variants' states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.protocol import (
+    BuildRequest,
+    PlannedVariant,
+    PlanRequest,
+    PlanResponse,
+    Texts,
+)
+from server.child import Optimizer, OptimizerError
+from server.config.errors import ConfigError
+from server.config.fields import Config, TextFile
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A config whose every chain is valid."""
+
+    config: Config
+    response: PlanResponse
+
+    @property
+    def store(self) -> Path:
+        """The artifact store's folder."""
+        return _store(self.config)
+
+    def build_request(self, variant: str, planned: PlannedVariant, *, threads: int) -> BuildRequest:
+        """What the optimizer is asked to build."""
+        config = self.config
+        return BuildRequest(
+            model=config.model,
+            revision=self.response.revision or config.revision,
+            calibration=_texts(config.calibration),
+            evaluation=_texts(config.evaluation),
+            variant=variant,
+            chain=planned.chain,
+            recipe=planned.recipe,
+            store=str(self.store),
+            offline=config.offline,
+            threads=config.optimizer.threads or threads,
+            optimum_python=config.optimizer.optimum_python,
+        )
+
+
+async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) -> Planned:
+    """Read the config and have its chains judged.
+
+    Args:
+        read: Reads it, or raises ``ConfigError``.
+        source: What to call the config in messages.
+        optimizer: Judges chains.
+
+    Raises:
+        ConfigError: With every error of the config and of its chains.
+        OptimizerError: The optimizer could not answer.
+    """
+    try:
+        config = read()
+    except ConfigError as error:
+        chain_errors = await _judge_anyway(error.content, optimizer)
+        merged = (*error.errors, *chain_errors)
+        raise ConfigError(source, list(dict.fromkeys(merged))) from None
+    response = await optimizer.plan(
+        PlanRequest(
+            model=config.model,
+            revision=config.revision,
+            calibration=_texts(config.calibration),
+            evaluation=_texts(config.evaluation),
+            variants=config.variants,
+            store=str(_store(config)),
+            offline=config.offline,
+        )
+    )
+    if response.errors:
+        raise ConfigError(source, response.errors)
+    return Planned(config, response)
+
+
+async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[Any]:
+    """Errors of the chains of a config that is wrong elsewhere."""
+    variants = content.get("variants")
+    if not isinstance(variants, dict) or not variants:
+        return []
+    model = content.get("model")
+    request = PlanRequest(
+        model=model if isinstance(model, str) and model else "demo",
+        variants={str(name): chain for name, chain in variants.items()},
+        store=str(content.get("store") or "/nonexistent"),
+        offline=True,
+    )
+    with contextlib.suppress(OptimizerError):  # what the config itself says wrong is shown anyway
+        response = await optimizer.plan(request)
+        return [error for error in response.errors if error.path.startswith("variants")]
+    return []
+
+
+def _texts(file: TextFile | None) -> Texts | None:
+    return None if file is None else Texts(text=file.text)
+
+
+def _store(config: Config) -> Path:
+    return Path(config.store).expanduser()

@@ -1,0 +1,69 @@
+"""Outputs of the core into messages, one per engine step; so nothing here is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from protos import inference_pb2 as pb
+from server.calls import Finish, Output
+from server.engine.messages import FinishReason, Token
+
+_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+
+
+def generate_response(output: Output, *, logprobs: bool) -> pb.GenerateResponse:
+    """One message of the stream."""
+    response = pb.GenerateResponse(
+        text=output.text, token_ids=[token.token_id for token in output.tokens]
+    )
+    if logprobs:
+        response.logprobs.extend(_logprobs(output.tokens))
+    if output.finish is not None:
+        _fill_finish(response.finish, output.finish)
+    return response
+
+
+def complete_response(outputs: Sequence[Output], *, logprobs: bool) -> pb.CompleteResponse:
+    """The whole answer; the last output has the finish."""
+    response = pb.CompleteResponse(
+        text="".join(output.text for output in outputs),
+        token_ids=[token.token_id for output in outputs for token in output.tokens],
+    )
+    if logprobs:
+        for output in outputs:
+            response.logprobs.extend(_logprobs(output.tokens))
+    if (finish := outputs[-1].finish) is not None:
+        _fill_finish(response.finish, finish)
+    return response
+
+
+def _logprobs(tokens: Iterable[Token]) -> Iterable[pb.TokenLogprobs]:
+    for token in tokens:
+        yield pb.TokenLogprobs(
+            token_id=token.token_id,
+            logprob=token.logprob,
+            top=[
+                pb.TokenLogprobs.Alternative(token_id=other.token_id, logprob=other.logprob)
+                for other in token.top
+            ],
+        )
+
+
+def _fill_finish(message: pb.Finish, finish: Finish) -> None:
+    message.reason = _REASONS[finish.reason]
+    if finish.stop_string is not None:
+        message.stop_string = finish.stop_string
+    elif finish.stop_token_id is not None:
+        message.stop_token_id = finish.stop_token_id
+    message.usage.prompt_tokens = finish.usage.prompt_tokens
+    message.usage.completion_tokens = finish.usage.completion_tokens
+    message.usage.cached_tokens = finish.usage.cached_tokens
+    message.timings.queue_seconds = finish.timings.queue_s
+    message.timings.prefill_seconds = finish.timings.prefill_s
+    message.timings.decode_seconds = finish.timings.decode_s
+    message.variant = finish.variant
+    message.seed = finish.seed
+    message.artifact = finish.artifact

@@ -1,0 +1,95 @@
+"""The gRPC server: services, bounds of the transport, and the address.
+
+Knows nothing of requests; of health only whom to ask.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from protos import inference_pb2 as pb
+from protos import inference_pb2_grpc as pb_grpc
+from server.core import Core
+from server.errors import ListenError
+from server.limits import RequestLimits
+from server.rpc import health
+from server.rpc.service import InferenceService
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+
+_MIB = 1 << 20
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", 64 * _MIB),
+    ("grpc.max_metadata_size", 16 << 10),
+    # Streams of one connection; admission bounds the requests behind them.
+    ("grpc.max_concurrent_streams", 1024),
+    # A peer that vanished without a word is noticed within 30 s, and its slots come free.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Clients may ping every 10 s, also while they wait for the first token.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Two servers on one port would share its requests without a word.
+    ("grpc.so_reuseport", 0),
+)
+
+
+def create_server(
+    core: Core, health_service: health.HealthService, *, host: str, port: int
+) -> tuple[grpc.aio.Server, int]:
+    """Make a server that listens on ``host:port`` but is not started.
+
+    Returns:
+        The server, and the port that it got (``port`` 0 takes any that is free).
+
+    Raises:
+        ListenError: The address cannot be listened on.
+    """
+    largest = ("grpc.max_receive_message_length", _largest_request_bytes(core.limits))
+    server = grpc.aio.server(options=(*_OPTIONS, largest))
+    pb_grpc.add_InferenceServicer_to_server(  # type: ignore[no-untyped-call]
+        InferenceService(core), server
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection(
+        (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ListenError(
+            f"gRPC cannot listen on {address}: {_why_not(host, port)}.",
+            remedy="Choose another address with --host and --grpc-port.",
+        ) from error
+    return server, bound
+
+
+def _largest_request_bytes(limits: RequestLimits) -> int:
+    """4 MiB, or what the largest prompt takes (an id at most 5 bytes) with its parameters."""
+    largest_prompt = max(limits.max_prompt_bytes, 5 * limits.max_prompt_tokens)
+    return max(4 * _MIB, largest_prompt + _MIB)
+
+
+def _why_not(host: str, port: int) -> str:
+    """The system's word for why an address cannot be listened on; gRPC does not tell it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except socket.gaierror as error:
+        return f"the host is unknown ({error.strerror})"
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return "the port is in use"
+        return os.strerror(error.errno or errno.EINVAL)
+    return "gRPC gives no reason"

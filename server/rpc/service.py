@@ -1,0 +1,90 @@
+"""The methods of ``inference_unlimited.v1.Inference``, each a few lines around the core."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+from protos import inference_pb2 as pb
+from protos import inference_pb2_grpc as pb_grpc
+from server.core import Core
+from server.rpc.requests import generate_call
+from server.rpc.responses import complete_response, generate_response
+from server.rpc.status import answering
+from server.rpc.variants import variant_message
+
+
+class InferenceService(pb_grpc.InferenceServicer):
+    """Names and order of the methods are the .proto's."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
+        """Stream a completion."""
+        core = self._core
+        call = generate_call(request, received_s=core.clock(), remaining_s=context.time_remaining())
+        logprobs = call.sampling.logprobs is not None
+        async with answering(core, context, "Generate"), aclosing(core.generate(call)) as outputs:
+            async for output in outputs:
+                await context.write(generate_response(output, logprobs=logprobs))
+
+    async def Complete(  # noqa: N802
+        self, request: pb.GenerateRequest, context: Any
+    ) -> pb.CompleteResponse:
+        """Complete at once."""
+        core = self._core
+        call = generate_call(request, received_s=core.clock(), remaining_s=context.time_remaining())
+        async with answering(core, context, "Complete"), aclosing(core.generate(call)) as outputs:
+            return complete_response(
+                [output async for output in outputs], logprobs=call.sampling.logprobs is not None
+            )
+
+    async def ListVariants(  # noqa: N802
+        self, request: pb.ListVariantsRequest, context: Any
+    ) -> pb.ListVariantsResponse:
+        """All variants, in the order of the config."""
+        del request
+        core = self._core
+        async with answering(core, context, "ListVariants"):
+            return pb.ListVariantsResponse(
+                variants=[
+                    variant_message(view, is_default=view.name == core.default)
+                    for view in core.variants()
+                ]
+            )
+
+    async def GetVariant(  # noqa: N802
+        self, request: pb.GetVariantRequest, context: Any
+    ) -> pb.Variant:
+        """One variant."""
+        core = self._core
+        async with answering(core, context, "GetVariant"):
+            view = core.variant(request.variant)
+            return variant_message(view, is_default=view.name == core.default)
+
+    async def Tokenize(  # noqa: N802
+        self, request: pb.TokenizeRequest, context: Any
+    ) -> pb.TokenizeResponse:
+        """Text to token ids."""
+        special = not request.HasField("add_special_tokens") or request.add_special_tokens
+        async with answering(self._core, context, "Tokenize"):
+            tokens = await self._core.tokenize(
+                request.variant, request.text, add_special_tokens=special
+            )
+            return pb.TokenizeResponse(
+                token_ids=[token_id for token_id, _ in tokens],
+                tokens=[token for _, token in tokens],
+            )
+
+    async def Detokenize(  # noqa: N802
+        self, request: pb.DetokenizeRequest, context: Any
+    ) -> pb.DetokenizeResponse:
+        """Token ids to text."""
+        skip = not request.HasField("skip_special_tokens") or request.skip_special_tokens
+        async with answering(self._core, context, "Detokenize"):
+            return pb.DetokenizeResponse(
+                text=await self._core.detokenize(
+                    request.variant, request.token_ids, skip_special_tokens=skip
+                )
+            )

@@ -1,0 +1,48 @@
+"""The one translation of the server's errors into gRPC statuses, used by every method."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+
+from server.core import Core
+from server.errors import OverloadedError, RequestError, Status
+
+CODES: dict[Status, grpc.StatusCode] = {
+    Status.CANCELLED: grpc.StatusCode.CANCELLED,
+    Status.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
+    Status.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Status.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Status.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Status.INTERNAL: grpc.StatusCode.INTERNAL,
+    Status.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+}
+
+# The key that gRPC's retry design (A6) reads to learn when to come back.
+PUSHBACK = "grpc-retry-pushback-ms"
+
+# Details travel as a header, and clients refuse headers beyond 8 KiB (each byte may take three).
+_LONGEST_DETAILS_BYTES = 2000
+
+
+@asynccontextmanager
+async def answering(core: Core, context: Any, method: str) -> AsyncIterator[None]:
+    """Run a method's body; whatever it raises becomes a status of the table."""
+    try:
+        yield
+    except RequestError as error:
+        await _abort(context, error)
+    except Exception as error:  # noqa: BLE001 - the border: nothing may leave with its detail
+        await _abort(context, core.internal(error, method=method))
+
+
+async def _abort(context: Any, error: RequestError) -> NoReturn:
+    metadata: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, OverloadedError):
+        metadata = ((PUSHBACK, str(round(error.retry_after_s * 1000))),)
+    details = str(error).encode()[:_LONGEST_DETAILS_BYTES].decode(errors="ignore")
+    await context.abort(CODES[error.status], details, metadata)
+    raise error  # abort has raised; this only says so to the type checker

@@ -1,0 +1,105 @@
+"""Which variant answers a request, and whether it can now.
+
+Owns the sentences for unknown names and for variants that do not serve. Knows nothing of what is
+asked of the variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from artifacts.errors import BugError
+from artifacts.manifest import Manifest
+from artifacts.tokenizer import Tokenizer
+from server.catalog import Catalog, VariantLimits, VariantState, VariantView
+from server.errors import UnavailableError, UnknownVariantError
+from server.routing import choose
+
+_LONGEST_NAME = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a variant that is ready answers with."""
+
+    name: str
+    artifact: str
+    manifest: Manifest
+    tokenizer: Tokenizer
+    limits: VariantLimits
+
+
+class Selection:
+    """Looks variants up in the catalog."""
+
+    def __init__(self, catalog: Catalog, draw: Callable[[], float]) -> None:
+        self._catalog = catalog
+        self._draw = draw
+
+    def named(self, name: str) -> VariantView:
+        """The variant of this name; the default for an empty one.
+
+        Raises:
+            UnknownVariantError: There is none.
+        """
+        view = self._catalog.get(name or self._catalog.default)
+        if view is None:
+            known = ", ".join(self._catalog.names())
+            shown = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
+            raise UnknownVariantError(f"variant: {shown!r} is unknown; use one of: {known}.")
+        return view
+
+    def routed(self, name: str, key: str) -> VariantView:
+        """The variant for a generation: the named one, or by ``traffic`` among those ready."""
+        if name or not self._catalog.traffic:
+            return self.named(name)
+        views = [self.named(candidate) for candidate in self._catalog.traffic]
+        ready = {view.name for view in views if view.state is VariantState.READY}
+        # While none is ready the weights still say whose state is worth telling.
+        weights = {
+            candidate: weight
+            for candidate, weight in self._catalog.traffic.items()
+            if candidate in ready or not ready
+        }
+        return self.named(choose(weights, key, self._draw) or "")
+
+
+def require_serving(view: VariantView) -> Serving:
+    """What a ready variant answers with.
+
+    Raises:
+        UnavailableError: It is not ready; the sentence says what it is doing.
+    """
+    if view.state is not VariantState.READY:
+        raise UnavailableError(_why_not(view))
+    if view.manifest is None or view.tokenizer is None or view.limits is None:
+        raise BugError(f"Variant {view.name!r} is ready without manifest, tokenizer or limits.")
+    return Serving(
+        name=view.name,
+        artifact=view.artifact or view.manifest.digest,
+        manifest=view.manifest,
+        tokenizer=view.tokenizer,
+        limits=view.limits,
+    )
+
+
+def require_tokenizer(view: VariantView) -> Tokenizer:
+    """The variant's tokenizer, which may be there before the variant serves."""
+    if view.tokenizer is None:
+        raise UnavailableError(_why_not(view))
+    return view.tokenizer
+
+
+def _why_not(view: VariantView) -> str:
+    """Why a variant does not serve, and what to do."""
+    sentence = f"variant {view.name!r} does not serve: it is {view.state.value}"
+    progress = view.progress
+    if view.state is VariantState.FAILED:
+        return f"{sentence} ({view.error or 'no reason given'}); use another variant."
+    if progress is not None and progress.stage:
+        sentence += (
+            f" (stage {progress.stage}, {progress.stage_index + 1} of {progress.stage_count}, "
+            f"{progress.fraction:.0%}, {progress.elapsed_s:.0f} s so far)"
+        )
+    return f"{sentence}; try again later, GetVariant shows its progress."
