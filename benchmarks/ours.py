@@ -1,0 +1,139 @@
+"""Our side: the server over gRPC, and its engine in a process without gRPC.
+
+Owns how they are started and asked. Knows nothing of turns and of reports.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.child import Child, ChildError
+from benchmarks.contenders import Contender, Place
+from benchmarks.settings import KV_BYTES, MAX_LENGTH, SLOTS, STEP_TOKENS, write_config
+
+_LISTENS = "gRPC "  # begins the line in which the server tells its address
+
+
+class Server(Contender):
+    """Our server with one variant, started from its command line, asked over gRPC."""
+
+    def __init__(
+        self, name: str, place: Place, *, chain: list[dict[str, Any]], client: Child
+    ) -> None:
+        super().__init__(name, place)
+        self._client = client
+        self._store = place.folder / "stores" / name
+        self._config = write_config(
+            place.folder / "configs" / f"{name}.yaml",
+            model=place.model,
+            store=self._store,
+            variant=name,
+            chain=chain,
+            threads=place.settings.threads,
+        )
+        self._target = ""
+        self.artifact = ""
+        """Digest of what it serves, known once it was asked to describe itself."""
+
+    @property
+    def store(self) -> Path:
+        """The folder of its artifacts, its alone."""
+        return self._store
+
+    def discard(self) -> None:
+        """Empty the store."""
+        shutil.rmtree(self._store, ignore_errors=True)
+
+    def resume(self) -> None:
+        """Have a turn, over a connection of its own: the client served others meanwhile."""
+        super().resume()
+        self._connect()
+
+    def describe(self) -> dict[str, Any]:
+        """What the server says of its variant: artifact, size, quality."""
+        answer = self._client.ask("variants", timeout_s=self._settings.answer_s)
+        described: dict[str, Any] = answer["variants"][0]
+        self.artifact = described["artifact"]
+        return described
+
+    def generate(self, prompts: list[list[int]], new_tokens: int, **options: Any) -> dict[str, Any]:
+        """Stream all prompts at the same time."""
+        return self._client.ask(
+            "generate",
+            timeout_s=self._settings.answer_s,
+            prompts=prompts,
+            new_tokens=new_tokens,
+            limit_s=self._settings.answer_s,
+            **options,
+        )
+
+    def client_cpu_s(self) -> float | None:
+        """Processor seconds of the client."""
+        return self._client.cpu_s()
+
+    def _spawn(self) -> Child:
+        return self._place.child(self.name, [*_command_line(), "serve", str(self._config)])
+
+    def _load(self) -> None:
+        seconds = self._settings.start_s
+        line = ""
+        while not line.startswith(_LISTENS):
+            line = self.child.line(seconds)
+        self._target = line.split()[1]
+        self._connect()
+        try:
+            self._client.ask("wait_serving", timeout_s=seconds, limit_s=seconds)
+        except ChildError as error:
+            raise self.child.failed("does not serve") from error
+
+    def _connect(self) -> None:
+        self._client.ask("connect", timeout_s=self._settings.answer_s, target=self._target)
+
+
+class Engine(Contender):
+    """The engine of a server that has been built, in a process without gRPC."""
+
+    def __init__(self, name: str, place: Place, *, server: Server) -> None:
+        super().__init__(name, place)
+        self._server = server
+
+    def discard(self) -> None:
+        """The artifact is the server's."""
+
+    def generate(self, prompts: list[list[int]], new_tokens: int, **options: Any) -> dict[str, Any]:
+        """Compute all prompts at the same time."""
+        return self.child.ask(
+            "generate",
+            timeout_s=self._settings.answer_s,
+            prompts=prompts,
+            new_tokens=new_tokens,
+            limit_s=self._settings.answer_s,
+            **options,
+        )
+
+    def _spawn(self) -> Child:
+        return self._place.worker(self.name, "engine_in_process")
+
+    def _load(self) -> None:
+        self.child.ask(
+            "load",
+            timeout_s=self._settings.start_s,
+            store=str(self._server.store),
+            artifact=self._server.artifact,
+            slots=SLOTS,
+            max_length=MAX_LENGTH,
+            kv_bytes=KV_BYTES,
+            step_tokens=STEP_TOKENS,
+            threads=self._settings.threads,
+        )
+
+
+def _command_line() -> list[str]:
+    """The installed command, or the same from the source tree."""
+    installed = Path(sys.executable).parent / "inference-unlimited"
+    if installed.exists():
+        return [str(installed)]
+    return [sys.executable, "-m", "server.cli"]
