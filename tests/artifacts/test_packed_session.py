@@ -1,0 +1,166 @@
+"""The packed session over a real graph, against whole runs of one row."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts.errors import BugError, SessionError, StepTerminatedError
+from artifacts.manifest import GraphSpec
+from artifacts.packed_session import PackedSession
+from artifacts.session import Row
+
+SLOTS, LENGTH = 5, 96
+Open = Callable[[], PackedSession]
+
+
+@pytest.fixture(scope="module")
+def open_packed(tiny_llama_export: tuple[Path, GraphSpec]) -> Open:
+    """A fresh session over the tiny Llama."""
+    model, graph = tiny_llama_export
+
+    def open_() -> PackedSession:
+        return PackedSession(model, graph, slots=SLOTS, max_length=LENGTH, threads=1)
+
+    return open_
+
+
+@pytest.fixture(scope="module")
+def whole(open_packed: Open) -> Callable[[np.ndarray], np.ndarray]:
+    """All logits of one prompt, computed alone in slot 0 of a fresh cache."""
+    session = open_packed()
+
+    def run(tokens: np.ndarray) -> np.ndarray:
+        session.release(0)
+        return session.step([Row(0, 0, tokens, len(tokens))]).copy()
+
+    return run
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_schedule_equals_whole_runs(open_packed: Open, whole: object, seed: int) -> None:
+    """Random chunks, neighbours, idle slots, copies and restarts: the logits stay the same."""
+    session = open_packed()
+    rng = np.random.default_rng(seed)
+    texts = {slot: rng.integers(0, session.vocab_size, LENGTH) for slot in range(SLOTS)}
+    done = dict.fromkeys(range(SLOTS), 0)
+    for _ in range(40):
+        action = rng.random()
+        if action < 0.1:
+            slot = int(rng.integers(SLOTS))
+            done[slot] = int(rng.integers(0, done[slot] + 1))
+            session.release(slot, done[slot])
+            texts[slot] = np.concatenate(
+                [texts[slot][: done[slot]], rng.integers(0, session.vocab_size, LENGTH)]
+            )[:LENGTH]
+        elif action < 0.2:
+            source, target = rng.choice(SLOTS, 2, replace=False).tolist()
+            if done[source]:
+                length = int(rng.integers(1, done[source] + 1))
+                session.copy(source, target, length)
+                done[target] = length
+                texts[target] = np.concatenate(
+                    [texts[source][:length], rng.integers(0, session.vocab_size, LENGTH)]
+                )[:LENGTH]
+        rows = []
+        for slot in rng.permutation(SLOTS).tolist():
+            room = LENGTH - done[slot]
+            if room and rng.random() < 0.6:
+                count = int(rng.integers(1, min(room, 20) + 1)) if rng.random() < 0.5 else 1
+                tokens = texts[slot][done[slot] : done[slot] + count]
+                rows.append(Row(slot, done[slot], tokens, int(rng.integers(0, count + 1))))
+        if not rows:
+            continue
+        logits = session.step(rows)
+        at = 0
+        for row in rows:
+            end = row.start + len(row.tokens)
+            done[row.slot] = end
+            expected = whole(texts[row.slot][:end])[end - row.logits :]  # type: ignore[operator]
+            got = logits[at : at + row.logits]
+            np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
+            at += row.logits
+        assert at == len(logits)
+
+
+def test_the_comparison_can_fail(open_packed: Open, whole: object) -> None:
+    """Two rows of the cache swapped give other logits, far beyond rounding."""
+    session = open_packed()
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, session.vocab_size, (2, 20))
+    session.step([Row(0, 0, first[:19], 0), Row(1, 0, second[:19], 0)])
+    for tensor in session._cache.tensors:
+        tensor.array[[0, 1], :, 10] = tensor.array[[1, 0], :, 10]
+    logits = session.step([Row(0, 19, first[19:], 1)])
+    assert np.abs(logits - whole(first)[-1:]).max() > 1e-2  # type: ignore[operator]
+
+
+def test_a_neighbour_changes_nothing_beyond_rounding(open_packed: Open) -> None:
+    """The same row alone and beside four others agrees within 1e-4 of the logit scale."""
+    session = open_packed()
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(0, session.vocab_size, (SLOTS, 30))
+    alone = session.step([Row(2, 0, tokens[2], 30)]).copy()
+    session.release(2)
+    together = session.step([Row(slot, 0, tokens[slot], 30) for slot in range(SLOTS)])
+    difference = np.abs(together[60:90] - alone).max()
+    assert difference < 1e-4 * np.abs(alone).max()
+
+
+def test_too_long_or_double_rows_are_refused(open_packed: Open) -> None:
+    """A broken plan is a bug, found before it reaches the cache."""
+    session = open_packed()
+    tokens = np.zeros(LENGTH + 1, np.int64)
+    with pytest.raises(BugError):
+        session.step([Row(0, 0, tokens, 1)])
+    with pytest.raises(BugError):
+        session.step([Row(0, 0, tokens[:3], 1), Row(0, 3, tokens[:3], 1)])
+
+
+def test_length_beyond_the_model_is_refused(tiny_llama_export: tuple[Path, GraphSpec]) -> None:
+    """max_length cannot exceed what the graph computes right."""
+    model, graph = tiny_llama_export
+    with pytest.raises(SessionError, match=r"engine\.max_length"):
+        PackedSession(model, graph, slots=1, max_length=graph.max_length + 1)
+
+
+def test_broken_file_is_a_session_error(
+    tiny_llama_export: tuple[Path, GraphSpec], tmp_path: Path
+) -> None:
+    """A file that is no model is refused by name."""
+    broken = tmp_path / "model.onnx"
+    broken.write_bytes(b"not a model")
+    with pytest.raises(SessionError, match=r"model\.onnx"):
+        PackedSession(broken, tiny_llama_export[1], slots=1, max_length=8)
+
+
+def test_terminate_ends_a_running_step(open_packed: Open) -> None:
+    """A step is ended from another thread, and the next one runs again."""
+    session = open_packed()
+    stop = threading.Event()
+
+    def keep_terminating() -> None:
+        while not stop.wait(0.0005):
+            session.terminate()
+
+    killer = threading.Thread(target=keep_terminating)
+    killer.start()
+    tokens = np.zeros(LENGTH, np.int64)
+    try:
+        deadline = time.monotonic() + 30
+        with pytest.raises(StepTerminatedError):
+            _step_until(session, tokens, deadline)
+    finally:
+        stop.set()
+        killer.join()
+    assert np.isfinite(session.step([Row(0, 0, tokens, 1)])).all()
+
+
+def _step_until(session: PackedSession, tokens: np.ndarray, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        session.step([Row(slot, 0, tokens, 1) for slot in range(SLOTS)])

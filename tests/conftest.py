@@ -1,0 +1,64 @@
+"""Fixtures that tests of several packages share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from artifacts.manifest import GraphSpec
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a random Llama (hidden 64, 2 layers, vocabulary 256) as a Hugging Face folder."""
+    from benchmarks import zoo
+
+    return zoo.write_model(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_export(
+    tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, GraphSpec]:
+    """Give the tiny Llama as a verified graph."""
+    from optimizers.export import export
+
+    folder = tmp_path_factory.mktemp("export")
+    exported = export(tiny_llama_folder, folder, progress=lambda *_: None)
+    return exported.model, exported.graph
+
+
+DEMO_CONFIG = Path(__file__).parents[1] / "demo" / "config.yaml"
+
+
+@pytest.fixture(scope="session")
+def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a store with the demo's three variants, built by the real optimizer in real children.
+
+    Treat it as read-only: copy it to damage it.
+    """
+    folder = tmp_path_factory.mktemp("demo")
+    store = folder / "store"
+    # Less text to measure on than the demo has: quicker, and no part of what is built.
+    texts = DEMO_CONFIG.with_name("heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "few.jsonl").write_text("\n".join(texts[:4]), encoding="utf-8")
+    environment = {
+        "INFERENCE_UNLIMITED_STORE": str(store),
+        "INFERENCE_UNLIMITED_EVALUATION__TEXT": str(folder / "few.jsonl"),
+    }
+    build = subprocess.run(
+        [sys.executable, "-m", "server.cli", "build", str(DEMO_CONFIG)],
+        env={**os.environ, **environment},
+        cwd=DEMO_CONFIG.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert build.returncode == 0, build.stdout + build.stderr
+    return store

@@ -1,0 +1,137 @@
+"""int8 products with one scale per row, run in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from artifacts.runtime import Threads, open_runtime
+from optimizers.integer_graph import IntegerGraph, quantize_columns
+from optimizers.linears import find_linears
+
+ROWS, INPUTS, OUTPUTS = 6, 96, 64
+
+
+def _float_model(weights: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    """Products of one shared input."""
+    nodes = [helper.make_node("MatMul", ["x", name], [f"y_{name}"], name=name) for name in weights]
+    nodes.append(helper.make_node("Sum", [f"y_{name}" for name in weights], ["logits"]))
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, None, INPUTS])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, None, OUTPUTS])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def _weights(count: int = 1) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    return {
+        f"w{index}": rng.standard_normal((INPUTS, OUTPUTS)).astype(np.float32)
+        for index in range(count)
+    }
+
+
+def _per_row(weights: dict[str, NDArray[np.float32]], folder: Path) -> Any:
+    model = onnx_ir.from_proto(_float_model(weights))
+    graph = IntegerGraph(model)
+    for linear in find_linears(model):
+        graph.replace_linear(linear)
+    path = folder / "per_row.onnx"
+    onnx_ir.save(model, path)
+    return open_runtime(path, Threads(count=1))
+
+
+def _per_tensor(weights: dict[str, NDArray[np.float32]], folder: Path) -> Any:
+    """The twin: ONNX Runtime's own dynamic quantization, one scale for all rows."""
+    (weight,) = weights.values()
+    values, scales = quantize_columns(weight)
+    node = helper.make_node(
+        "DynamicQuantizeMatMul", ["x", "b", "s"], ["logits"], domain="com.microsoft"
+    )
+    graph = helper.make_graph(
+        [node],
+        "twin",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, None, INPUTS])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, None, OUTPUTS])],
+        [numpy_helper.from_array(values, "b"), numpy_helper.from_array(scales, "s")],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    path = folder / "twin.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return open_runtime(path, Threads(count=1))
+
+
+def _with_neighbour(session: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One row's result alone, and beside rows one of which has an outlier."""
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((1, ROWS, INPUTS)).astype(np.float32)
+    rows[0, 3, 7] = 500.0
+    alone = session.run(None, {"x": rows[:, :1]})[0][0, 0]
+    together = session.run(None, {"x": rows})[0][0, 0]
+    return alone, together
+
+
+def test_a_row_does_not_depend_on_its_neighbours_at_all(tmp_path: Path) -> None:
+    """Bit for bit the same, whatever else is in the batch."""
+    alone, together = _with_neighbour(_per_row(_weights(), tmp_path))
+    np.testing.assert_array_equal(alone, together)
+
+
+def test_one_scale_for_the_tensor_would_fail_that(tmp_path: Path) -> None:
+    """The check above can tell: with one scale per tensor an outlier ruins its neighbours."""
+    alone, together = _with_neighbour(_per_tensor(_weights(), tmp_path))
+    assert np.abs(alone - together).max() > 1.0
+
+
+def test_extreme_products_do_not_saturate(tmp_path: Path) -> None:
+    """Sums of the largest bytes are exact, also on machines that add products in 16 bits."""
+    weight = np.full((INPUTS, OUTPUTS), 127.0, dtype=np.float32)
+    weight[1::3] = -127.0
+    rows = np.full((1, ROWS, INPUTS), 127.0, dtype=np.float32)
+    rows[:, :, ::3] = -127.0
+    (result,) = _per_row({"w": weight}, tmp_path).run(None, {"x": rows})
+    np.testing.assert_allclose(result, rows @ weight, rtol=1e-6)
+
+
+def test_products_are_close_and_a_row_of_zeros_gives_zeros(tmp_path: Path) -> None:
+    """Two roundings to 8 bits cost about a percent of the result's scale."""
+    weights = _weights()
+    rows = np.random.default_rng(2).standard_normal((1, ROWS, INPUTS)).astype(np.float32)
+    rows[0, 2] = 0
+    (result,) = _per_row(weights, tmp_path).run(None, {"x": rows})
+    exact = rows @ weights["w0"]
+    assert np.abs(result - exact).max() < 0.02 * np.abs(exact).max()
+    assert not np.any(result[0, 2])
+
+
+def test_products_of_one_input_share_its_rounding() -> None:
+    """The gate and up projections read the same activations, which are rounded once."""
+    model = onnx_ir.from_proto(_float_model(_weights(3)))
+    graph = IntegerGraph(model)
+    for linear in find_linears(model):
+        graph.replace_linear(linear)
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("QuantizeLinear") == 1
+    assert kinds.count("MatMulIntegerToFloat") == 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_columns_keep_zeros_and_use_the_whole_range(share: float) -> None:
+    """Symmetric bytes: zero is zero and the largest weight of a column is 127."""
+    weight = _weights()["w0"]
+    weight[np.random.default_rng(4).random(weight.shape) < share] = 0
+    values, scales = quantize_columns(weight)
+    assert not np.any(values[weight == 0])
+    assert np.all(np.abs(values).max(axis=0) == 127)
+    assert np.abs(values * scales - weight).max() <= scales.max() / 2 * 1.001

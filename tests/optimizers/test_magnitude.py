@@ -1,0 +1,91 @@
+"""Pruning by magnitude, on real modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.layout import Layout
+from optimizers.sources import Source, fetch
+from optimizers.stage import Outcome, Work
+from optimizers.stages.magnitude import PruneMagnitude, block_weights
+from optimizers.torch_models import load_module
+
+
+def _prune(folder: Path, target: Path, **fields: Any) -> tuple[Outcome, Any]:
+    """Prune a folder; gives what was said and the module that was written."""
+    target.mkdir()
+    layout = Layout(target / "no-store")
+    source = fetch(str(folder), None, layout=layout, offline=True, report=lambda *_: None)
+
+    def nobody(*_: object) -> Source:
+        pytest.fail("pruning needs no other model")
+
+    stage = PruneMagnitude.model_validate(fields)
+    outcome = stage.apply(Work(folder, None, source, nobody), target, lambda *_: None)
+    return outcome, load_module(target)
+
+
+@pytest.fixture(scope="module")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a random GPT-2, whose linear layers are Conv1D and transposed."""
+    from benchmarks import zoo
+
+    return zoo.write_model(tmp_path_factory.mktemp("models") / "tiny-gpt2", "gpt2")
+
+
+def test_every_layer_loses_its_share(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    """Scope layer: the same share everywhere, the smallest weights, and the others untouched."""
+    outcome, module = _prune(tiny_llama_folder, tmp_path / "pruned", amount=0.3)
+    original = dict(block_weights(load_module(tiny_llama_folder)))
+    zeros = 0
+    for name, weight in block_weights(module):
+        before = original[name]
+        gone = weight == 0
+        assert int(gone.sum()) == round(0.3 * weight.numel())
+        assert before[gone].abs().max() <= before[~gone].abs().min()
+        assert (weight[~gone] == before[~gone]).all()
+        zeros += int(gone.sum())
+    assert outcome.zeros == zeros
+
+
+def test_globally_the_smallest_go_wherever_they_are(
+    tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    """Scope global: one threshold for all layers."""
+    _, module = _prune(tiny_llama_folder, tmp_path / "pruned", amount=0.5, scope="global")
+    weights = block_weights(module)
+    original = dict(block_weights(load_module(tiny_llama_folder)))
+    gone = sum(int((weight == 0).sum()) for _, weight in weights)
+    total = sum(weight.numel() for _, weight in weights)
+    assert gone == pytest.approx(0.5 * total, rel=1e-3)
+    largest_gone = max(
+        float(original[name].detach()[weight == 0].abs().max()) for name, weight in weights
+    )
+    smallest_left = min(float(weight.detach()[weight != 0].abs().min()) for _, weight in weights)
+    assert largest_gone <= smallest_left
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_embeddings_head_and_norms_are_left_alone(
+    tiny_llama_folder: Path, gpt2_folder: Path, tmp_path: Path, model: str
+) -> None:
+    """Only linear layers of the blocks are pruned, Conv1D among them."""
+    folder = tiny_llama_folder if model == "llama" else gpt2_folder
+    _, module = _prune(folder, tmp_path / "pruned", amount=0.5)
+    original = dict(load_module(folder).named_parameters())
+    pruned = {name for name, _ in block_weights(module)}
+    assert len(pruned) == (14 if model == "llama" else 8)
+    for name, parameter in module.named_parameters():
+        if name not in pruned:
+            assert (parameter == original[name]).all(), name
+
+
+def test_a_pruned_folder_has_all_files_of_a_model(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    """It can be exported, and its tokenizer came along."""
+    _prune(tiny_llama_folder, tmp_path / "pruned", amount=0.5)
+    names = {path.name for path in (tmp_path / "pruned").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert not any(name.endswith(".bin") for name in names)

@@ -1,0 +1,130 @@
+"""The slot table under any sequence of operations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+)
+
+from artifacts.errors import BugError
+from server.engine.slots import MIN_PREFIX, SlotTable
+
+SLOTS, BUDGET = 4, 200
+
+
+def _prompt(family: int, length: int) -> np.ndarray:
+    """Prompts of one family begin alike."""
+    return np.arange(length, dtype=np.int64) + 1000 * family
+
+
+class Slots(RuleBasedStateMachine):
+    """Admits, ends and forgets at random, with a model of what each slot's memory holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = SlotTable(SLOTS, BUDGET)
+        self.memory: dict[int, np.ndarray] = {}  # slot -> tokens whose cache is computed
+        self.owners: dict[int, tuple[np.ndarray, int]] = {}
+
+    @rule(family=st.integers(0, 2), length=st.integers(1, 90), extra=st.integers(1, 60))
+    def admit(self, family: int, length: int, extra: int) -> None:
+        prompt = _prompt(family, length)
+        reserve = length + extra
+        admission = self.table.admit(prompt, reserve)
+        fits = sum(r for _, r in self.owners.values()) + reserve <= BUDGET
+        if admission is None:
+            assert not fits or len(self.owners) == SLOTS
+            return
+        assert fits
+        assert admission.slot not in self.owners, "a slot has two owners"
+        for slot in admission.evicted:
+            assert slot not in self.owners
+            self.memory.pop(slot, None)
+        if admission.copy_from is not None:
+            assert admission.copy_from not in self.owners
+            self.memory[admission.slot] = self.memory[admission.copy_from][: admission.reused]
+        held = self.memory.get(admission.slot, prompt[:0])[: admission.reused]
+        assert held.tolist() == prompt[: admission.reused].tolist(), "reused tokens differ"
+        assert admission.reused < length, "nothing is left to compute"
+        assert admission.reused == 0 or admission.reused >= MIN_PREFIX
+        self.memory[admission.slot] = prompt
+        self.owners[admission.slot] = (prompt, reserve)
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data(), computed=st.integers(0, 90), retain=st.booleans())
+    def end(self, data: st.DataObject, computed: int, retain: bool) -> None:  # noqa: FBT001
+        slot = data.draw(st.sampled_from(sorted(self.owners)))
+        prompt, _ = self.owners.pop(slot)
+        tokens = prompt[:computed]
+        if retain and self.table.retain(slot, tokens):
+            self.memory[slot] = tokens
+            return
+        if not retain:
+            self.table.free(slot)
+        self.memory.pop(slot, None)
+
+    @rule()
+    def clear(self) -> None:
+        self.table.clear()
+        self.memory.clear()
+        self.owners.clear()
+
+    @invariant()
+    def integrity(self) -> None:
+        self.table.check_integrity()
+        assert self.table.reserved_tokens == sum(r for _, r in self.owners.values())
+        assert self.table.owned_slots == len(self.owners)
+
+
+TestSlots = Slots.TestCase
+TestSlots.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_longest_prefix_is_taken_and_the_longer_memory_is_kept() -> None:
+    """Of two remembered prompts the one with more in common is copied, and stays for others."""
+    table = SlotTable(4, 1000)
+    for family, length in ((0, 50), (1, 60)):
+        admission = table.admit(_prompt(family, length), length + 1)
+        assert admission is not None
+        assert table.retain(admission.slot, _prompt(family, length))
+    prompt = np.concatenate([_prompt(1, 40), _prompt(5, 10)])
+    admission = table.admit(prompt, 60)
+    assert admission is not None
+    assert (admission.reused, admission.copy_from) == (40, 1)
+    assert admission.slot not in (0, 1)
+
+
+def test_whole_memory_is_taken_over() -> None:
+    """A prompt that continues a remembered one takes its slot; nothing is copied."""
+    table = SlotTable(2, 1000)
+    first = table.admit(_prompt(0, 50), 51)
+    assert first is not None
+    table.retain(first.slot, _prompt(0, 50))
+    second = table.admit(_prompt(0, 70), 80)
+    assert second is not None
+    assert (second.slot, second.reused, second.copy_from) == (first.slot, 50, None)
+
+
+def test_integrity_check_can_fail() -> None:
+    """The check finds a slot that is lost and a budget that is exceeded."""
+    lost = SlotTable(2, 10)
+    lost._free.pop()
+    with pytest.raises(BugError, match="lost"):
+        lost.check_integrity()
+    over = SlotTable(2, 10)
+    over._owned[over._free.pop()] = 11
+    with pytest.raises(BugError, match="budget"):
+        over.check_integrity()
+
+
+def test_ending_twice_is_a_bug() -> None:
+    """A slot that nobody owns cannot be freed."""
+    with pytest.raises(BugError, match="no owner"):
+        SlotTable(1, 10).free(0)

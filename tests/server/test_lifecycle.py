@@ -1,0 +1,284 @@
+"""Variants come up one by one; what fails is lost alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from artifacts.errors import CorruptArtifactError, SessionError
+from artifacts.manifest import Manifest
+from artifacts.protocol import (
+    BuildEvent,
+    BuildRequest,
+    Built,
+    PlannedVariant,
+    PlanRequest,
+    PlanResponse,
+    Progress,
+    StageBegun,
+)
+from server.catalog import VariantLimits, VariantState, VariantView
+from server.child import OptimizerError
+from server.engine.messages import Attach, Command
+from server.lifecycle import Lifecycle
+from server.variants import Variants
+
+LIMITS = VariantLimits(max_length=64, slots=2, kv_budget_tokens=100, max_waiting=1)
+
+
+@dataclass
+class FakeOptimizer:
+    """Builds ``artifact-of-<variant>``, or fails as told."""
+
+    failures: dict[str, Exception] = field(default_factory=dict)
+    builds: list[tuple[str, bool]] = field(default_factory=list)
+    during: Callable[[], None] = lambda: None
+
+    async def plan(self, request: PlanRequest) -> PlanResponse:
+        raise NotImplementedError
+
+    async def build(
+        self, request: BuildRequest, observe: Callable[[BuildEvent], None], *, background: bool
+    ) -> Built:
+        self.builds.append((request.variant, background))
+        observe(StageBegun(stage="export", index=1, count=4))
+        observe(Progress(stage="export", fraction=0.5, message="half"))
+        self.during()
+        await asyncio.sleep(0)
+        if failure := self.failures.get(request.variant):
+            raise failure
+        return Built(artifact=f"artifact-of-{request.variant}")
+
+
+@dataclass
+class FakeStore:
+    """Holds every artifact but the damaged ones."""
+
+    manifest: Manifest
+    damaged: set[str] = field(default_factory=set)
+    forgotten: list[str] = field(default_factory=list)
+
+    def open(self, artifact: str) -> Any:
+        if artifact in self.damaged:
+            raise CorruptArtifactError(f"{artifact} is damaged.")
+        return SimpleNamespace(manifest=self.manifest, artifact=artifact)
+
+    def forget(self, artifact: str) -> None:
+        self.forgotten.append(artifact)
+
+
+@dataclass
+class Record:
+    phases: list[tuple[str, str]] = field(default_factory=list)
+    described: list[tuple[str, str]] = field(default_factory=list)
+
+    def took(self, phase: str, seconds: float, variant: str = "") -> None:
+        assert seconds >= 0
+        self.phases.append((variant, phase))
+
+    def describe(self, variant: str, artifact: str, manifest: Manifest) -> None:  # noqa: ARG002
+        self.described.append((variant, artifact))
+
+
+@dataclass
+class Scene:
+    lifecycle: Lifecycle
+    variants: Variants
+    optimizer: FakeOptimizer
+    store: FakeStore
+    record: Record
+    posted: list[Command]
+    history: list[tuple[str, VariantState]]
+
+    def view(self, name: str) -> VariantView:
+        view = self.variants.get(name)
+        assert view is not None
+        return view
+
+
+@pytest.fixture
+def scene(manifest: Manifest) -> Callable[..., Scene]:
+    def make(
+        names: list[str],
+        *,
+        stored: dict[str, str] | None = None,
+        traffic: dict[str, float] | None = None,
+        load_failures: dict[str, Exception] | None = None,
+    ) -> Scene:
+        variants = Variants(names, traffic or {}, clock=lambda: 5.0)
+        history: list[tuple[str, VariantState]] = []
+
+        def remember(view: VariantView) -> None:
+            if history[-1:] != [(view.name, view.state)]:
+                history.append((view.name, view.state))
+
+        variants.watch(remember)
+        optimizer, store, record = FakeOptimizer(), FakeStore(manifest), Record()
+        posted: list[Command] = []
+
+        def load(found: Any) -> Any:
+            if failure := (load_failures or {}).get(found.artifact):
+                raise failure
+            return SimpleNamespace(
+                session="session",
+                rebuild=lambda: "session",
+                tokenizer="tokenizer",
+                limits=LIMITS,
+                load_s=1.0,
+                warm_up_s=0.5,
+            )
+
+        lifecycle = Lifecycle(
+            variants=variants,
+            planned={
+                name: PlannedVariant(recipe="r", chain=(), artifact=(stored or {}).get(name))
+                for name in names
+            },
+            request=lambda name, planned: BuildRequest(
+                model="m", variant=name, chain=planned.chain, recipe="r", store="/s"
+            ),
+            optimizer=optimizer,
+            store=store,  # type: ignore[arg-type]
+            load=load,
+            post=posted.append,
+            record=record,
+            step_tokens=32,
+            clock=lambda: 5.0,
+        )
+        return Scene(lifecycle, variants, optimizer, store, record, posted, history)
+
+    return make
+
+
+async def test_each_variant_serves_before_the_next_is_built(scene: Callable[..., Scene]) -> None:
+    """The first is of use while the others are still on their way."""
+    stage = scene(["a", "b"])
+    await stage.lifecycle.run()
+    assert stage.history == [
+        ("a", VariantState.PENDING),
+        ("b", VariantState.PENDING),
+        ("a", VariantState.BUILDING),
+        ("a", VariantState.LOADING),
+        ("a", VariantState.READY),
+        ("b", VariantState.BUILDING),
+        ("b", VariantState.LOADING),
+        ("b", VariantState.READY),
+    ]
+    assert [type(command) for command in stage.posted] == [Attach, Attach]
+
+
+async def test_only_a_build_beside_serving_is_in_the_background(
+    scene: Callable[..., Scene],
+) -> None:
+    """While nobody is served, the machine is the build's."""
+    stage = scene(["a", "b"])
+    await stage.lifecycle.run()
+    assert stage.optimizer.builds == [("a", False), ("b", True)]
+
+
+async def test_a_stored_artifact_is_not_built(scene: Callable[..., Scene]) -> None:
+    """A start from the store needs no optimizer."""
+    stage = scene(["a"], stored={"a": "kept"})
+    await stage.lifecycle.run()
+    assert stage.optimizer.builds == []
+    view = stage.view("a")
+    assert (view.state, view.artifact, view.limits) == (VariantState.READY, "kept", LIMITS)
+    assert stage.record.described == [("a", "kept")]
+    assert stage.record.phases == [("a", "load"), ("a", "warm_up")]
+
+
+async def test_a_failed_variant_does_not_stop_the_others(scene: Callable[..., Scene]) -> None:
+    """Killed builds, refused loads and plain bugs each cost one variant, with their message."""
+    stage = scene(
+        ["a", "b", "c", "d"],
+        load_failures={
+            "artifact-of-b": SessionError("ONNX Runtime refused it."),
+            "artifact-of-c": KeyError("a bug"),
+        },
+    )
+    stage.optimizer.failures["a"] = OptimizerError("It was killed.", remedy="Give it memory.")
+    await stage.lifecycle.run()
+    assert [view.state.value for view in stage.variants.views] == [
+        "failed", "failed", "failed", "ready",
+    ]  # fmt: skip
+    assert stage.view("a").error == "It was killed. Give it memory."
+    assert stage.view("b").error == "ONNX Runtime refused it."
+    assert "KeyError" in (stage.view("c").error or "")
+    assert stage.variants.settled
+    assert [command.variant for command in stage.posted if isinstance(command, Attach)] == ["d"]
+
+
+async def test_a_damaged_stored_artifact_is_built_again_once(
+    scene: Callable[..., Scene],
+) -> None:
+    """What the disk has changed is dropped and made anew, and the variant serves."""
+    stage = scene(["a"], stored={"a": "old"})
+    stage.store.damaged = {"old"}
+    await stage.lifecycle.run()
+    assert stage.store.forgotten == ["old"]
+    assert stage.view("a").artifact == "artifact-of-a"
+    assert stage.view("a").state is VariantState.READY
+
+
+async def test_a_rebuilt_artifact_that_is_damaged_again_fails(
+    scene: Callable[..., Scene],
+) -> None:
+    """A broken disk must not make the server build for ever."""
+    stage = scene(["a"], stored={"a": "old"})
+    stage.store.damaged = {"old", "artifact-of-a"}
+    await stage.lifecycle.run()
+    assert stage.view("a").state is VariantState.FAILED
+    assert stage.optimizer.builds == [("a", False)]
+
+
+async def test_progress_is_seen_while_a_build_runs(scene: Callable[..., Scene]) -> None:
+    """GetVariant tells stage, number and how far it is."""
+    stage = scene(["a"])
+    seen: list[Any] = []
+    stage.optimizer.during = lambda: seen.append(stage.view("a").progress)
+    await stage.lifecycle.run()
+    progress = seen[0]
+    assert (progress.stage, progress.stage_index, progress.stage_count) == ("export", 1, 4)
+    assert (progress.fraction, progress.message) == (0.5, "half")
+    assert stage.view("a").progress is None
+
+
+@pytest.mark.parametrize(
+    ("traffic", "weights"),
+    [({}, [1.0, 1.0]), ({"a": 3, "b": 1}, [1.5, 0.5]), ({"a": 1}, [2.0, 0.01])],
+)
+async def test_engine_shares_follow_traffic(
+    scene: Callable[..., Scene], traffic: dict[str, float], weights: list[float]
+) -> None:
+    """A variant without routed traffic still gets a turn when it is named."""
+    stage = scene(["a", "b"], traffic=traffic)
+    await stage.lifecycle.run()
+    assert [c.weight for c in stage.posted if isinstance(c, Attach)] == weights
+
+
+async def test_building_only_loads_nothing(scene: Callable[..., Scene]) -> None:
+    """``build`` makes artifacts and attaches none."""
+    stage = scene(["a"])
+    only_build = {
+        name: getattr(stage.lifecycle, name) for name in Lifecycle.__dataclass_fields__
+    } | {"load": None}
+    await Lifecycle(**only_build).run()
+    assert stage.view("a").state is VariantState.READY
+    assert stage.posted == []
+
+
+def test_the_build_s_clock_runs_between_events() -> None:
+    """Elapsed time is as of the question, not as of the last event."""
+    now = [10.0]
+    variants = Variants(["a"], {}, clock=lambda: now[0])
+    variants.building("a")
+    now[0] = 17.5
+    view = variants.get("a")
+    assert view is not None
+    assert view.progress is not None
+    assert view.progress.elapsed_s == 7.5

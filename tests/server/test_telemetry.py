@@ -1,0 +1,147 @@
+"""Metric families, their labels and buckets, and who feeds them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from artifacts.manifest import Manifest
+from server.engine.messages import StepKind, Timings, VariantLoad
+from server.errors import Status
+from server.observer import RequestRecord
+from server.telemetry import BUCKETS_S, Telemetry
+
+FAMILIES = {
+    "inference_time_to_first_token_seconds": "histogram",
+    "inference_inter_token_latency_seconds": "histogram",
+    "inference_request_duration_seconds": "histogram",
+    "inference_queue_seconds": "histogram",
+    "inference_prefill_seconds": "histogram",
+    "inference_decode_seconds": "histogram",
+    "inference_step_seconds": "histogram",
+    "inference_requests": "counter",
+    "inference_prompt_tokens": "counter",
+    "inference_generated_tokens": "counter",
+    "inference_engine_seconds": "counter",
+    "inference_running_requests": "gauge",
+    "inference_waiting_requests": "gauge",
+    "inference_kv_cache_usage_ratio": "gauge",
+    "inference_batch_rows": "gauge",
+    "inference_variant_info": "gauge",
+    "inference_variant_size_bytes": "gauge",
+    "inference_variant_quality": "gauge",
+    "inference_startup_seconds": "gauge",
+}
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    telemetry = Telemetry("demo")
+    telemetry.add_variant("int8")
+    return telemetry
+
+
+def value(telemetry: Telemetry, name: str, **labels: str) -> float | None:
+    return telemetry.registry.get_sample_value(name, {"model": "demo", "variant": "int8", **labels})
+
+
+def test_buckets_show_a_gain_of_a_fifth() -> None:
+    """From 1 ms to 120 s, each bound at most 1.35 times the one before."""
+    assert (BUCKETS_S[0], BUCKETS_S[-1]) == (0.001, 120.0)
+    assert all(1 < after / before <= 1.35 for before, after in pairwise(BUCKETS_S))
+
+
+def test_families_are_the_documented_ones(telemetry: Telemetry, manifest: Manifest) -> None:
+    """Names and types are an interface: dashboards depend on them."""
+    telemetry.describe("int8", "digest", manifest)
+    telemetry.took("load", 1.0, "int8")
+    page = openmetrics(telemetry.registry).decode()
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    assert {name: family.type for name, family in families.items()} == FAMILIES
+    for family in families.values():
+        assert family.documentation.endswith(".")
+        for sample in family.samples:
+            assert {"model", "variant"} <= set(sample.labels)
+
+
+def test_a_finished_request_is_counted_and_timed(telemetry: Telemetry) -> None:
+    """Tokens, status and each phase appear under the request's variant."""
+    telemetry.first_token("int8", 0.02)
+    telemetry.next_tokens("int8", 0.01, 3)
+    telemetry.finished(
+        RequestRecord(
+            "int8", Status.OK, 1.0, 7, 4, 0, Timings(queue_s=0.1, prefill_s=0.2, decode_s=0.3)
+        )
+    )
+    assert value(telemetry, "inference_requests_total", status="ok") == 1
+    assert value(telemetry, "inference_prompt_tokens_total") == 7
+    assert value(telemetry, "inference_generated_tokens_total") == 4
+    assert value(telemetry, "inference_time_to_first_token_seconds_sum") == 0.02
+    assert value(telemetry, "inference_inter_token_latency_seconds_count") == 3
+    assert value(telemetry, "inference_queue_seconds_sum") == 0.1
+    assert value(telemetry, "inference_prefill_seconds_sum") == 0.2
+    assert value(telemetry, "inference_decode_seconds_sum") == 0.3
+    assert value(telemetry, "inference_request_duration_seconds_count") == 1
+
+
+def test_a_cancelled_request_pulls_no_latency_down(telemetry: Telemetry) -> None:
+    """Only requests that ended well are timed; all are counted."""
+    telemetry.finished(RequestRecord("int8", Status.CANCELLED, 0.01, 7, 2))
+    assert value(telemetry, "inference_requests_total", status="cancelled") == 1
+    assert value(telemetry, "inference_generated_tokens_total") == 2
+    assert value(telemetry, "inference_request_duration_seconds_count") == 0
+
+
+def test_an_unknown_variant_makes_no_series_of_its_name(telemetry: Telemetry) -> None:
+    """A caller cannot grow the number of series."""
+    telemetry.finished(RequestRecord("", Status.NOT_FOUND, 0.01))
+    sample = telemetry.registry.get_sample_value(
+        "inference_requests_total", {"model": "demo", "variant": "", "status": "not_found"}
+    )
+    assert sample == 1
+    assert value(telemetry, "inference_requests_total", status="not_found") == 0
+
+
+def test_steps_feed_engine_time_and_gauges(telemetry: Telemetry) -> None:
+    """What a variant costs by itself, and how full it is."""
+    load = VariantLoad(
+        running_requests=2, waiting_requests=1, reserved_tokens=50, kv_budget_tokens=200,
+        batch_rows=2,
+    )  # fmt: skip
+    telemetry.stepped("int8", StepKind.DECODE, 0.25, load)
+    telemetry.stepped("int8", StepKind.PREFILL, 0.5, load)
+    assert value(telemetry, "inference_engine_seconds_total") == 0.75
+    assert value(telemetry, "inference_step_seconds_count", kind="decode") == 1
+    assert value(telemetry, "inference_running_requests") == 2
+    assert value(telemetry, "inference_waiting_requests") == 1
+    assert value(telemetry, "inference_kv_cache_usage_ratio") == 0.25
+    assert value(telemetry, "inference_batch_rows") == 2
+
+
+def test_counters_begin_at_zero(telemetry: Telemetry) -> None:
+    """A series that springs up at 1 has no rate."""
+    assert value(telemetry, "inference_requests_total", status="ok") == 0
+    assert value(telemetry, "inference_engine_seconds_total") == 0
+
+
+def test_what_serves_is_described(telemetry: Telemetry, manifest: Manifest) -> None:
+    """Artifact, chain, size and each measure of quality can be joined to latencies."""
+    telemetry.describe("int8", "digest", manifest)
+    chain = '[{"quantize":{"bits":8}}]'
+    assert value(telemetry, "inference_variant_info", artifact="digest", chain=chain) == 1
+    assert value(telemetry, "inference_variant_size_bytes") == 1000
+    assert value(telemetry, "inference_variant_quality", measure="kl_mean") == 0.01
+    assert value(telemetry, "inference_variant_quality", measure="perplexity") == 12.5
+    assert value(telemetry, "inference_variant_quality", measure="original_perplexity") is None
+
+
+def test_two_servers_in_one_process_share_nothing() -> None:
+    """There is no global registry."""
+    first, second = Telemetry("m"), Telemetry("m")
+    first.add_variant("v")
+    assert b'variant="v"' in generate_latest(first.registry)
+    assert b'variant="v"' not in generate_latest(second.registry)
