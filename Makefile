@@ -1,0 +1,104 @@
+# Everything that one does with this project. `make serve` and `make test` set up what they need.
+#
+#   PYTHON=python3.12           the interpreter that .venv is made with
+#   TORCH_INDEX_URL=URL         where torch comes from; on Linux x86-64 the default brings CUDA
+#                               (several GB), https://download.pytorch.org/whl/cpu does not
+#   ARGS="my.yaml --grpc-port 0"  arguments of `make serve` and `make bench`
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX_URL ?=
+ARGS ?=
+QUICK ?=
+DOCKER ?= docker
+COVERAGE_FLOOR := 80
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OPTIMUM_VENV := .venv-optimum
+PROMETHEUS := build/debian/usr/bin/prometheus
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup serve test check fmt lint test-slow test-system test-optimum bench protos \
+	demo-model constraints config-reference image clean
+
+help: ## Show what there is.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: $(STAMP) ## Install into .venv; does nothing when nothing changed.
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[optimizer,dev]'
+	@touch $@
+
+serve: $(STAMP) ## Start a server, by default with the embedded demo model.
+	$(BIN)/inference-unlimited serve $(ARGS)
+
+test: $(STAMP) ## Run the tests.
+	$(BIN)/python -m pytest
+
+check: lint ## Lint, types, arrows between packages, tests with a coverage floor.
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
+
+lint: $(STAMP) ## Lint, format, types and the arrows between packages; no tests.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP) ## Format the code and fix what can be fixed.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test-slow: $(STAMP) ## Run the heavier proofs.
+	$(BIN)/python -m pytest -m slow
+
+test-system: $(STAMP) $(PROMETHEUS) ## Test against a real Prometheus (Debian's); QUICK=1 for the quick part.
+	PATH="$(abspath $(dir $(PROMETHEUS))):$$PATH" \
+		$(BIN)/python -m pytest tests/system -m '$(if $(QUICK),system and not slow,system)'
+
+# Unpacked, not installed: nothing is started as a service, and root is needed only for fresh lists.
+$(PROMETHEUS):
+	mkdir -p build/debian
+	cd build/debian && { apt-get download prometheus || \
+		{ $(if $(filter 0,$(shell id -u)),,sudo )apt-get update && apt-get download prometheus; }; }
+	dpkg-deb -x build/debian/prometheus_*.deb build/debian
+	@touch $@
+
+test-optimum: $(STAMP) ## Prove the Optimum exporter with real optimum-onnx in its own environment.
+	test -x $(OPTIMUM_VENV)/bin/python || $(PYTHON) -m venv $(OPTIMUM_VENV)
+	$(OPTIMUM_VENV)/bin/python -m pip install --quiet --no-deps $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
+	$(OPTIMUM_VENV)/bin/python -m pip install --quiet -r tests/optimum-requirements.txt
+	OPTIMUM_PYTHON=$(abspath $(OPTIMUM_VENV))/bin/python \
+		$(BIN)/python -m pytest tests/optimizers/export -m optimum
+
+bench: $(STAMP) ## Measure against the peers; prints tables and writes benchmarks/results/.
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+protos: $(STAMP) ## Generate the gRPC stubs anew.
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
+
+demo-model: $(STAMP) ## Train the demo model anew (about an hour on two cores).
+	$(BIN)/python -m demo.train --work build/demo
+	$(BIN)/python -m demo.export --work build/demo
+
+constraints: $(STAMP) ## Write constraints.txt from what .venv holds.
+	{ sed -n '/^#/p' constraints.txt; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -v '^nvidia\|^triton\|^cuda' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > constraints.new
+	mv constraints.new constraints.txt
+
+config-reference: $(STAMP) ## Write docs/configuration.md from the fields.
+	$(BIN)/python -m server.config.reference > docs/configuration.md
+
+image: ## Build the container image.
+	$(DOCKER) build --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) -t inference-unlimited .
+
+clean: ## Remove environments, caches and results of builds; the artifact store stays.
+	rm -rf $(VENV) $(OPTIMUM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+		.hypothesis .coverage* .import_linter_cache
