@@ -42,7 +42,10 @@ _TAIL_LINES = 30  # of stderr, kept for the error
 _STDERR_LINE = 500  # characters kept of one line
 _LINE_ENDS = re.compile(rb"[\r\n]+")
 _LEAVE_S = 5.0  # how long a child may take to exit once its stdin is closed
+_LOOK_S = 0.01  # how often a child that is about to exit is looked at
 _LOWEST_PRIORITY = 19
+_MISSING = "No module named optimizers"  # what the interpreter says of a package that is not there
+_INSTALL = 'Is it installed? Try: pip install "inference-unlimited[optimizer]".'
 
 
 class OptimizerError(ServerError):
@@ -56,6 +59,11 @@ class OptimizerError(ServerError):
         super().__init__(message, remedy=remedy)
         self.code = code
         self.path = path
+
+    def __str__(self) -> str:
+        """The field at fault, when there is one, before the sentence and its remedy."""
+        said = super().__str__()
+        return f"{self.path}: {said}" if self.path else said
 
 
 class Optimizer(Protocol):
@@ -105,9 +113,10 @@ class ChildOptimizer:
             try:
                 return PlanResponse.model_validate_json(answer)
             except ValidationError:
+                ending = await child.ending()
                 raise OptimizerError(
-                    f"The optimizer could not judge the config; it {await child.ending()}",
-                    remedy='Is it installed? Try: pip install "inference-unlimited[optimizer]".',
+                    f"The optimizer could not judge the config; it {ending}",
+                    remedy=_INSTALL if _MISSING in ending else "",
                 ) from None
 
     async def build(
@@ -180,6 +189,7 @@ class _Child:
         self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
         self._variant = variant
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._is_killed = False
         self._listening = asyncio.create_task(self._listen())
 
     def lower_priority(self) -> None:
@@ -202,19 +212,23 @@ class _Child:
         return await self._stdout.read()
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """Protocol lines until the child closes its end."""
+        """Protocol lines until the child closes its end.
+
+        A line without its end is where the child died in the middle of a word: it is none.
+        """
         while True:
             try:
                 line = await self._stdout.readline()
             except ValueError as error:  # longer than the limit
                 raise OptimizerError(f"The optimizer's answer is too long: {error}.") from error
-            if not line:
+            if not line.endswith(b"\n"):
                 return
             yield line
 
     async def ending(self) -> str:
         """How the child ended, as the rest of a sentence."""
-        status = await self._process.wait()
+        status = await self._exited()
+        self._kill_group()  # whoever is left would hold stderr open
         await self._listening
         said = f" Its last words:\n{chr(10).join(self._tail)}" if self._tail else ""
         if status < 0:
@@ -235,19 +249,35 @@ class _Child:
         )
 
     async def end(self) -> None:
-        """Close stdin, wait a moment, then kill; leaves no process and no task."""
+        """Close stdin, wait a moment, then kill; leaves no process of the group and no task."""
         self._stdin.close()
         try:
             async with asyncio.timeout(_LEAVE_S):
-                await self._process.wait()
-        except (TimeoutError, asyncio.CancelledError) as interruption:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
-            if isinstance(interruption, asyncio.CancelledError):
-                raise
+                await self._exited()
+        except TimeoutError:
+            pass
         finally:
+            self._kill_group()
+            await self._process.wait()
             self._listening.cancel()
+
+    async def _exited(self) -> int:
+        """The child's own status; ``wait`` would also wait for whoever else holds its pipes."""
+        while (status := self._process.returncode) is None:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(_LOOK_S)
+        return status
+
+    def _kill_group(self) -> None:
+        """Kill the child and whatever it started, which need not notice that the child is gone.
+
+        The child leads a group of its own. Its number is nobody else's while a member is left,
+        also once the child itself was waited for; afterwards it may be, so it is used once only
+        and right away.
+        """
+        if not self._is_killed:
+            self._is_killed = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _listen(self) -> None:
         """Pass stderr on to the log line by line, and keep its tail."""

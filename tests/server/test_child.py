@@ -19,14 +19,18 @@ from server.child import ChildOptimizer, OptimizerError
 # Speaks the protocol as its first argument says; the second is `plan` or `build`.
 PROGRAM = textwrap.dedent(
     """
-    import json, os, signal, sys, time
+    import json, os, signal, subprocess, sys, time
 
     mode, act = sys.argv[1:]
     say = lambda **event: print(json.dumps(event), flush=True)
     if act == "plan":
         request = json.loads(sys.stdin.read())
         if mode == "mute":
+            print("It rains.", file=sys.stderr)
             sys.exit(3)
+        if mode == "absent":
+            print("python: No module named optimizers", file=sys.stderr)
+            sys.exit(1)
         if mode == "slow":
             time.sleep(60)
         say(errors=[], revision="r1", variants={})
@@ -46,6 +50,20 @@ PROGRAM = textwrap.dedent(
         sys.exit(7)
     elif mode == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif mode == "falters":
+        sys.stdout.write('{"event": "progress", "stage": "export", "mess')
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif mode in ("employs", "employs and dies", "employs and stays"):
+        sleeper = [sys.executable, "-c", "import time; time.sleep(120)"]
+        helper = subprocess.Popen(sleeper, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        say(event="progress", stage="x", fraction=0.0, message=str(helper.pid))
+        if mode == "employs and dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.stdin.read()
+        if mode == "employs and stays":
+            time.sleep(120)
+        os._exit(75)
     elif mode == "babbles":
         print("Loading weights...", flush=True)
     elif mode == "floods":
@@ -86,6 +104,13 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+async def until_gone(pid: int) -> None:
+    """Wait for a process that was killed and is nobody's child here."""
+    async with asyncio.timeout(10):
+        while not gone(pid):  # noqa: ASYNC110 - the kernel sends no event
+            await asyncio.sleep(0.01)
+
+
 async def build(program: Path, mode: str, *, background: bool = False) -> list[BuildEvent]:
     events: list[BuildEvent] = []
     await optimizer(program, mode).build(request(), events.append, background=background)
@@ -108,7 +133,7 @@ async def test_a_refusal_keeps_the_child_s_words(program: Path) -> None:
     """Code, path and remedy of the optimizer's own error reach the user."""
     error = await failure_of(program, "refuses")
     assert (error.code, error.path) == ("unsupported", "model")
-    assert str(error) == "No exporter for it. Use another."
+    assert str(error) == "model: No exporter for it. Use another."
 
 
 async def test_a_killed_child_is_named_with_its_signal_and_a_remedy(program: Path) -> None:
@@ -133,6 +158,13 @@ async def test_only_the_tail_of_a_chatty_child_is_kept(program: Path) -> None:
     assert len(str(error)) < 2000
 
 
+async def test_a_child_killed_in_the_middle_of_a_line_was_killed(program: Path) -> None:
+    """Half a line is no word of another version's."""
+    error = await failure_of(program, "falters")
+    assert error.code == "build_killed"
+    assert "not understood" not in str(error)
+
+
 @pytest.mark.parametrize("mode", ["babbles", "floods"])
 async def test_what_is_no_protocol_ends_the_build(program: Path, mode: str) -> None:
     """A line that is not understood, or never ends, is an error and not a guess."""
@@ -140,10 +172,18 @@ async def test_what_is_no_protocol_ends_the_build(program: Path, mode: str) -> N
     assert "not understood" in str(error) or "too long" in str(error)
 
 
-async def test_a_plan_without_an_answer_is_an_error(program: Path) -> None:
-    """An optimizer that is not installed ends with a message, not with a traceback."""
-    with pytest.raises(OptimizerError, match="ended with status 3"):
-        await optimizer(program, "mute").plan(PlanRequest(model="m", variants={}, store="/s"))
+@pytest.mark.parametrize(
+    ("mode", "words", "is_missing"),
+    [("mute", "ended with status 3. Its last words:\nIt rains.", False), ("absent", "", True)],
+)
+async def test_a_plan_without_an_answer_is_an_error(
+    program: Path, mode: str, words: str, *, is_missing: bool
+) -> None:
+    """Only an optimizer that is not there is said to be missing; else its last words are told."""
+    with pytest.raises(OptimizerError) as caught:
+        await optimizer(program, mode).plan(PlanRequest(model="m", variants={}, store="/s"))
+    assert words in str(caught.value)
+    assert ("Is it installed?" in str(caught.value)) is is_missing
 
 
 async def test_a_plan_is_not_waited_for_for_ever(program: Path) -> None:
@@ -193,6 +233,29 @@ async def test_a_child_that_ignores_the_end_of_stdin_is_killed(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert gone(int(said.message))
+
+
+@pytest.mark.parametrize("mode", ["employs", "employs and stays"])
+async def test_a_cancelled_build_leaves_no_grandchild(
+    program: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the child has started goes with it, whether the child left by itself or was killed."""
+    monkeypatch.setattr("server.child._LEAVE_S", 0.5)
+    task, said = await running_child(program, mode, background=False)
+    assert not gone(int(said.message))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until_gone(int(said.message))
+
+
+async def test_a_grandchild_does_not_hold_up_the_news_of_a_killed_build(program: Path) -> None:
+    """It shares stderr, which would stay open for as long as it lives."""
+    async with asyncio.timeout(20):
+        task, said = await running_child(program, "employs and dies", background=False)
+        with pytest.raises(OptimizerError, match="killed by SIGKILL"):
+            await task
+    await until_gone(int(said.message))
 
 
 @pytest.mark.parametrize(("background", "nice"), [(True, 19), (False, os.nice(0))])
