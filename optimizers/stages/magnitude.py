@@ -8,6 +8,7 @@ all keep exact zeros.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,7 +24,7 @@ class PruneMagnitude(Stage):
     """Zero a share of the weights, the smallest first."""
 
     name: ClassVar[str] = "prune"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     form: ClassVar[Literal["torch", "onnx"]] = "torch"
 
     method: Annotated[
@@ -47,20 +48,17 @@ class PruneMagnitude(Stage):
         from optimizers.torch_models import load_module, save_module
 
         module = load_module(work.folder, dtype="auto")
-        weights = block_weights(module)
-        threshold = None
+        weights = [weight for _, weight in block_weights(module)]
+        together = None
         if self.scope == "global":
             report(0.1, "finding the threshold")
-            threshold = _global_threshold([weight for _, weight in weights], self.amount)
+            together = _Smallest(weights, self.amount)
         zeros = 0
         with torch.no_grad():
-            for index, (_, weight) in enumerate(weights):
+            for index, weight in enumerate(weights):
                 report(0.2 + 0.6 * index / len(weights), "pruning")
-                if threshold is None:
-                    mask = _smallest(weight, self.amount)
-                else:
-                    mask = weight.abs().float() <= threshold
-                weight.masked_fill_(mask, 0)
+                smallest = together or _Smallest([weight], self.amount)
+                weight.masked_fill_(smallest.mark(weight), 0)
                 zeros += int((weight == 0).sum())
         report(0.8, "writing")
         save_module(module, work.folder, target)
@@ -103,25 +101,34 @@ def block_weights(module: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def _smallest(weight: Any, amount: float) -> Any:
-    """Mark exactly ``round(amount * size)`` weights, the smallest; of equals, the first ones."""
-    import torch
+class _Smallest:
+    """Marks exactly ``round(amount * size)`` of some weights, the smallest; of equals, the first.
 
-    magnitudes = weight.detach().abs().float().flatten()
-    count = round(amount * magnitudes.numel())
-    if count == 0:
-        return torch.zeros_like(weight, dtype=torch.bool)
-    threshold = torch.kthvalue(magnitudes, count).values
-    mask = magnitudes < threshold
-    equal = torch.nonzero(magnitudes == threshold).flatten()
-    mask[equal[: count - int(mask.sum())]] = True
-    return mask.view(weight.shape)
+    Weights of 16 bits have many equals, so a threshold alone would take more than it should.
+    """
+
+    def __init__(self, weights: Sequence[Any], amount: float) -> None:
+        import torch
+
+        magnitudes = torch.cat([_magnitudes(weight) for weight in weights])
+        count = round(amount * magnitudes.numel())
+        self._threshold = 0.0  # below which there is nothing to mark
+        self._equals = 0  # that are still to be marked
+        if count:
+            self._threshold = float(torch.kthvalue(magnitudes, count).values)
+            self._equals = count - int((magnitudes < self._threshold).sum())
+
+    def mark(self, weight: Any) -> Any:
+        """Give the mask of one of the weights; each is to be marked once, in their order."""
+        import torch
+
+        magnitudes = _magnitudes(weight)
+        mask = magnitudes < self._threshold
+        equals = torch.nonzero(magnitudes == self._threshold).flatten()[: self._equals]
+        mask[equals] = True
+        self._equals -= len(equals)
+        return mask.view(weight.shape)
 
 
-def _global_threshold(weights: list[Any], amount: float) -> float:
-    """The magnitude that the share ``amount`` of all weights does not exceed."""
-    import torch
-
-    magnitudes = torch.cat([weight.detach().abs().float().flatten() for weight in weights])
-    count = max(1, round(amount * magnitudes.numel()))
-    return float(torch.kthvalue(magnitudes, count).values)
+def _magnitudes(weight: Any) -> Any:
+    return weight.detach().abs().float().flatten()

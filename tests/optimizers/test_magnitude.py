@@ -60,12 +60,54 @@ def test_globally_the_smallest_go_wherever_they_are(
     original = dict(block_weights(load_module(tiny_llama_folder)))
     gone = sum(int((weight == 0).sum()) for _, weight in weights)
     total = sum(weight.numel() for _, weight in weights)
-    assert gone == pytest.approx(0.5 * total, rel=1e-3)
+    assert gone == round(0.5 * total)
     largest_gone = max(
         float(original[name].detach()[weight == 0].abs().max()) for name, weight in weights
     )
     smallest_left = min(float(weight.detach()[weight != 0].abs().min()) for _, weight in weights)
     assert largest_gone <= smallest_left
+
+
+@pytest.fixture(scope="module")
+def coarse_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a random Llama in bfloat16 whose weights have some ten magnitudes, and no zeros."""
+    import torch
+
+    from benchmarks import zoo
+
+    folder = tmp_path_factory.mktemp("models") / "coarse"
+    zoo.write_tokenizer(folder)
+    module = zoo.make_model("llama")
+    with torch.no_grad():
+        for weight in module.parameters():
+            steps = (weight * 32).round()
+            weight.copy_(torch.where(steps == 0, 1, steps) / 32)
+    module.bfloat16().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("amount", [0.1, 0.3, 0.77])
+def test_the_share_is_exact_however_many_weights_are_equal(
+    coarse_folder: Path, tmp_path: Path, scope: str, amount: float
+) -> None:
+    """Equal magnitudes straddle the threshold; only as many of them go as there is room for."""
+    outcome, module = _prune(coarse_folder, tmp_path / "pruned", amount=amount, scope=scope)
+    weights = block_weights(module)
+    original = dict(block_weights(load_module(coarse_folder)))
+    parts = [weights] if scope == "global" else [[pair] for pair in weights]
+    for part in parts:
+        before = [original[name].detach().abs().flatten() for name, _ in part]
+        wanted = round(amount * sum(len(magnitudes) for magnitudes in before))
+        marked: list[bool] = []
+        for _, weight in part:
+            marked += (weight == 0).flatten().tolist()
+        # Sorting is stable: of equals, the first ones.
+        listed = [magnitude for magnitudes in before for magnitude in magnitudes.tolist()]
+        order = sorted(range(len(listed)), key=listed.__getitem__)
+        assert {index for index, gone in enumerate(marked) if gone} == set(order[:wanted])
+        assert listed[order[wanted]] == listed[order[wanted - 1]], "the threshold is not a tie"
+    assert outcome.zeros == sum(int((weight == 0).sum()) for _, weight in weights)
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
