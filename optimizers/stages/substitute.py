@@ -7,6 +7,7 @@ the same in both. Knows nothing of where models come from.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -30,7 +31,7 @@ class Substitute(Stage):
     """Continue the chain with another model."""
 
     name: ClassVar[str] = "distill"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     form: ClassVar[Literal["torch", "onnx"]] = "torch"
     keeps_result: ClassVar[bool] = False
 
@@ -51,8 +52,7 @@ class Substitute(Stage):
         try:
             return self.model_copy(update={"revision": pin(self.substitute, self.revision)})
         except SourceError as error:
-            field = "revision" if error.path == "revision" else "substitute"
-            raise SourceError(error.args[0], path=field, remedy=error.remedy) from error
+            raise _named_here(error) from error
 
     def described(self) -> dict[str, dict[str, Any]]:
         """Name a folder by its last part only."""
@@ -67,8 +67,11 @@ class Substitute(Stage):
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Fetch the other model and compare tokenizers."""
         del target
-        other = work.fetch(self.substitute, self.revision, report)
-        difference = tokenizer_difference(work.original.folder, other.folder)
+        try:
+            other = work.fetch(self.substitute, self.revision, report)
+            difference = tokenizer_difference(work.original.folder, other.folder)
+        except SourceError as error:
+            raise _named_here(error) from error
         if difference is not None:
             raise StageError(
                 f"{other.model.id} cannot stand in for {work.original.model.id}: {difference}.",
@@ -80,30 +83,48 @@ class Substitute(Stage):
         )
 
 
+def _named_here(error: SourceError) -> SourceError:
+    """Put an error about a model under the field of this stage that names it."""
+    field = "revision" if error.path == "revision" else "substitute"
+    return SourceError(error.args[0], path=field, remedy=error.remedy)
+
+
 def tokenizer_difference(one: Path, other: Path) -> str | None:
     """Say in what two folders' tokenizers differ, or None when ids mean the same in both."""
-    from optimizers.tokenizer_files import load_tokenizer, read_tokenizer
+    from optimizers.tokenizer_files import load_tokenizer
 
-    first, second = read_tokenizer(one), read_tokenizer(other)
-    for part in ("normalizer", "pre_tokenizer"):
-        if first.get(part) != second.get(part):
-            return f"their tokenizers differ in {part}"
-    if first["model"].get("type") != second["model"].get("type"):
-        return (
-            f"their tokenizers are of type {first['model'].get('type')} "
-            f"and {second['model'].get('type')}"
-        )
     a, b = load_tokenizer(one), load_tokenizer(other)
+    # Written anew by one library, so that older forms of the same file are no difference.
+    first, second = json.loads(a.to_str()), json.loads(b.to_str())
+    for part in ("normalizer", "pre_tokenizer"):
+        if first[part] != second[part]:
+            return f"their tokenizers differ in {part}"
     ids, others = a.get_vocab(), b.get_vocab()
-    if ids != others:
-        differing = sorted(
-            token for token in ids.keys() | others.keys() if ids.get(token) != others.get(token)
-        )
+    if differing := _differing(ids, others):
         return (
             f"their vocabularies of {len(ids)} and {len(others)} tokens differ in "
             f"{len(differing)}, for example {differing[0]!r}"
         )
-    for text in SAMPLES:
+    if differing := _differing(_rules(first["model"]), _rules(second["model"])):
+        return f"their tokenizers put tokens together by other rules ({', '.join(differing)})"
+    if differing := _differing(_added_tokens(first), _added_tokens(second)):
+        return f"their tokenizers look for other added tokens, for example {differing[0]!r}"
+    for text in SAMPLES:  # what is left: tokens that are put around every text
         if a.encode(text).ids != b.encode(text).ids:
             return f"they encode {text[:20]!r} differently"
     return None
+
+
+def _rules(model: dict[str, Any]) -> dict[str, Any]:
+    """How a tokenizer's model chooses tokens: its type, merges or scores, and options."""
+    ids_alone = isinstance(model["vocab"], dict)  # a list has the scores of its pieces
+    return {key: value for key, value in model.items() if key != "vocab" or not ids_alone}
+
+
+def _added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    return {token["content"]: token for token in tokenizer["added_tokens"]}
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Keys that two mappings do not agree about, in order."""
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
