@@ -1,47 +1,76 @@
 """Which files an ONNX model keeps its weights in, read from the protobuf wire format alone.
 
-Owns the walk ModelProto.graph.initializer.external_data (fields 7, 5, 13 of onnx.proto), so that a
-server can refuse a model that points elsewhere without the onnx package. Knows nothing of stores.
+Owns the walk through every place where onnx.proto allows a tensor, and hence external data, so that
+a server can refuse a model that points elsewhere without the onnx package. Knows nothing of stores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from artifacts.errors import CorruptArtifactError
 
-_GRAPH = 7  # ModelProto
-_INITIALIZER = 5  # GraphProto
-_EXTERNAL_DATA = 13  # TensorProto, of StringStringEntryProto{key = 1, value = 2}
+# By message of onnx.proto: the fields that lead to a tensor, and what message each holds.
+FIELDS: Mapping[str, Mapping[int, str]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto",
+        6: "GraphProto",
+        10: "TensorProto",
+        11: "GraphProto",
+        22: "SparseTensorProto",
+        23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+    "TensorProto": {13: "StringStringEntryProto"},
+}
+_KEY, _VALUE = 1, 2  # StringStringEntryProto
+_LOCATION = b"location"
+_DEEPEST = 100  # messages inside each other, as protobuf's own readers have it
+
+_Span = tuple[int, int]
 
 
 def external_locations(model: Path) -> frozenset[str]:
-    """Collect the ``location`` of every initializer that lies outside the model file.
+    """Collect the ``location`` of every tensor that lies outside the model file.
 
     Raises:
         CorruptArtifactError: The file is no protobuf message.
     """
-    content = memoryview(model.read_bytes())
+    content = model.read_bytes()
     try:
         return frozenset(_locations(content))
     except (IndexError, ValueError) as error:
         raise CorruptArtifactError(f"{model} is no ONNX model: {error}.") from error
 
 
-def _locations(content: memoryview) -> Iterator[str]:
-    for graph in _messages(content, _GRAPH):
-        for tensor in _messages(graph, _INITIALIZER):
-            for entry in _messages(tensor, _EXTERNAL_DATA):
-                key = b"".join(bytes(part) for part in _messages(entry, 1))
-                if key == b"location":
-                    yield b"".join(bytes(part) for part in _messages(entry, 2)).decode()
+def _locations(content: bytes) -> Iterator[str]:
+    waiting = [("ModelProto", (0, len(content)), 1)]
+    while waiting:
+        kind, span, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} messages lie inside each other")
+        if kind == "StringStringEntryProto":
+            entry = {number: content[slice(*inner)] for number, inner in _messages(content, span)}
+            if entry.get(_KEY) == _LOCATION:
+                yield entry.get(_VALUE, b"").decode()
+            continue
+        inside = FIELDS[kind]
+        for number, inner in _messages(content, span):
+            # Nearly all nodes end here: what does not contain the word has no location.
+            if number in inside and content.find(_LOCATION, *inner) >= 0:
+                waiting.append((inside[number], inner, depth + 1))
 
 
-def _messages(content: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Walk a message's fields and give the length-delimited ones with number ``wanted``."""
-    position = 0
-    while position < len(content):
+def _messages(content: bytes, span: _Span) -> Iterator[tuple[int, _Span]]:
+    """Walk a message's fields and give number and place of the length-delimited ones."""
+    position, end = span
+    while position < end:
         tag, position = _varint(content, position)
         match tag & 7:
             case 0:
@@ -52,16 +81,17 @@ def _messages(content: memoryview, wanted: int) -> Iterator[memoryview]:
                 position += 4
             case 2:
                 length, position = _varint(content, position)
-                if position + length > len(content):
+                if position + length > end:
                     raise ValueError("a field is longer than its message")
-                if tag >> 3 == wanted:
-                    yield content[position : position + length]
+                yield tag >> 3, (position, position + length)
                 position += length
             case kind:
                 raise ValueError(f"unknown wire type {kind}")
+    if position > end:
+        raise ValueError("a field is longer than its message")
 
 
-def _varint(content: memoryview, position: int) -> tuple[int, int]:
+def _varint(content: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = content[position]
