@@ -35,7 +35,8 @@ def build(
     _show(variants)
     failed = [view for view in variants.views if view.error is not None]
     for view in failed:
-        typer.echo(f"error: {view.name}: {view.error}", err=True)
+        named = (view.error or "").startswith(f"variants.{view.name}.")  # by the field at fault
+        typer.echo(f"error: {'' if named else f'{view.name}: '}{view.error}", err=True)
     raise typer.Exit(ExitCode.FAILURE if failed else ExitCode.OK)
 
 

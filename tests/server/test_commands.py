@@ -19,6 +19,7 @@ from server.commands.serve import _Greeting, _process_start_s
 from server.config.errors import ConfigError
 from server.exit_codes import ExitCode
 from server.progress import ProgressBars
+from server.variants import Variants
 
 LIMITS = VariantLimits(max_length=64, slots=2, kv_budget_tokens=100, max_waiting=1)
 
@@ -117,6 +118,29 @@ def test_progress_bars_follow_a_build_to_its_end() -> None:
         assert task.completed == pytest.approx(1.5 / 4)
         bars.show(VariantView("a", VariantState.READY))
         assert bars._progress.tasks == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("It was killed.", "error: int4: It was killed."),
+        ("variants.int4.chain[0].prune: No.", "error: variants.int4.chain[0].prune: No."),
+    ],
+)
+def test_a_failed_build_names_its_variant_once(
+    monkeypatch: pytest.MonkeyPatch, error: str, told: str
+) -> None:
+    """A message that begins with the field at fault has said which variant it is."""
+
+    async def fail(*_: object) -> Variants:
+        variants = Variants(["int4"], {})
+        variants.change("int4", state=VariantState.FAILED, error=error)
+        return variants
+
+    monkeypatch.setattr("server.commands.build._build", fail)
+    done = CliRunner().invoke(application(), ["build", "any.yaml"])
+    assert done.exit_code == ExitCode.FAILURE
+    assert done.stderr.splitlines() == [told]
 
 
 def test_prune_store_says_what_it_would_remove_and_then_removes_it(tmp_path: Path) -> None:
