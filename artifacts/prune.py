@@ -1,12 +1,14 @@
 """Collects what nobody needs from a store.
 
 Owns the order (pointers, then manifests, then blobs, so that no reader meets a manifest without its
-files) and the rule that nothing is collected while a builder is at work. Knows nothing of which
-recipes are worth keeping: the caller says.
+files) and two rules: nothing is collected while a builder is at work, and no young draft, since
+small records are written without telling anybody. Knows nothing of which recipes are worth keeping:
+the caller says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -18,6 +20,8 @@ from artifacts.errors import CorruptArtifactError, StoreError
 from artifacts.layout import storing
 from artifacts.locks import BUILDERS, collecting
 from artifacts.store import Store
+
+_DRAFT_S = 3600.0  # a draft that is older has lost its writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def prune(
                 f"A build is using the store {store.root}.", remedy="Try again when it is done."
             )
         with storing(layout.root):
-            doomed = _doomed(store, keep_recipes, clock() - older_than_s)
+            doomed = _doomed(store, keep_recipes, older_than_s, clock())
             size = sum(_size(path) for path in doomed)
             if not dry_run:
                 for path in doomed:
@@ -65,9 +69,12 @@ def prune(
     return Pruned(tuple(str(path.relative_to(layout.root)) for path in doomed), size)
 
 
-def _doomed(store: Store, keep_recipes: Collection[str] | None, before_s: float) -> list[Path]:
+def _doomed(
+    store: Store, keep_recipes: Collection[str] | None, older_than_s: float, now_s: float
+) -> list[Path]:
     """Everything to remove, in the order in which it may be removed."""
     layout = store.layout
+    before_s = now_s - older_than_s
     doomed: list[Path] = []
     artifacts: set[str] = set()
     for pointer in sorted(layout.recipes.glob("*.json")):
@@ -90,7 +97,7 @@ def _doomed(store: Store, keep_recipes: Collection[str] | None, before_s: float)
             doomed.append(path)
     doomed += [path for path in sorted(layout.blobs.iterdir()) if path.name not in blobs]
     doomed += [path for path in sorted(layout.stages.iterdir()) if path.stat().st_mtime < before_s]
-    doomed += sorted(layout.tmp.iterdir())
+    doomed += [path for path in sorted(layout.tmp.iterdir()) if _is_left(path, now_s - _DRAFT_S)]
     doomed += [path for path in sorted(layout.locks.iterdir()) if path.name != BUILDERS]
     doomed += [path for path in _checked(store) if path.stem not in artifacts]
     return doomed
@@ -107,14 +114,25 @@ def _artifact(pointer: Path) -> str | None:
         return None
 
 
+def _is_left(draft: Path, before_s: float) -> bool:
+    """Whether a draft was last written before then; one that is finished by now was not left."""
+    try:
+        return draft.lstat().st_mtime < before_s
+    except FileNotFoundError:
+        return False
+
+
 def _size(path: Path) -> int:
-    if path.is_dir() and not path.is_symlink():
-        return sum(_size(child) for child in path.iterdir())
-    return path.lstat().st_size
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            return sum(_size(child) for child in path.iterdir())
+        return path.lstat().st_size
+    return 0
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -8,7 +8,7 @@ removes what nobody needs.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
 import secrets
@@ -221,13 +221,10 @@ class Store:
                 )
 
     def _remember(self, record: Path, seen: dict[str, Any]) -> None:
-        try:
+        # The record only saves the next start a hash: nothing about it may stop this one.
+        with contextlib.suppress(OSError):
             record.parent.mkdir(exist_ok=True)
             write_atomically(record, json.dumps(seen).encode(), scratch=self.layout.tmp)
-        except OSError as error:
-            # The record only saves the next start a hash; a full disk must not stop this one.
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}:
-                raise
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -287,9 +288,9 @@ def test_pruning_takes_what_no_manifest_needs(store: Store, tmp_path: Path) -> N
     artifact = _publish(store, tmp_path)
     store.open(artifact)
     _clutter(store)
-    told = prune(store, older_than_s=0, dry_run=True, clock=lambda: time.time() + 60)
+    told = prune(store, older_than_s=0, dry_run=True, clock=lambda: time.time() + 7200)
     assert (store.layout.tmp / "draft").exists()
-    done = prune(store, older_than_s=0, dry_run=False, clock=lambda: time.time() + 60)
+    done = prune(store, older_than_s=0, dry_run=False, clock=lambda: time.time() + 7200)
     assert told == done
     assert done.size_bytes == 60
     assert {path.split("/")[0] for path in done.paths} == {"tmp", "blobs", "stages"}
@@ -300,9 +301,51 @@ def test_pruning_keeps_young_results(store: Store, tmp_path: Path) -> None:
     """Results between stages stay as long as they may save a build."""
     _publish(store, tmp_path)
     _clutter(store)
-    prune(store, older_than_s=3600, dry_run=False)
+    prune(store, older_than_s=86_400, dry_run=False, clock=lambda: time.time() + 7200)
     assert (store.layout.stages / "key" / "model.onnx").exists()
     assert not (store.layout.tmp / "draft").exists()
+
+
+def test_pruning_keeps_young_drafts(store: Store, tmp_path: Path) -> None:
+    """A start that writes a small record holds no lock: its draft must not vanish under it."""
+    _publish(store, tmp_path)
+    _clutter(store)
+    pruned = prune(store, older_than_s=0, dry_run=False, clock=lambda: time.time() + 3000)
+    assert "stages/key" in pruned.paths
+    assert (store.layout.tmp / "draft").exists()
+
+
+def test_pruning_passes_over_what_has_vanished(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A draft becomes its record between being listed and being looked at, or removed."""
+    _publish(store, tmp_path)
+    _clutter(store)
+    listed = list(store.layout.tmp.iterdir())
+    (store.layout.tmp / "draft").unlink()
+    real = Path.iterdir
+
+    def stale(folder: Path) -> Iterator[Path]:
+        return iter(listed) if folder == store.layout.tmp else real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", stale)
+    prune(store, older_than_s=0, dry_run=False, clock=lambda: time.time() + 7200)
+    monkeypatch.setattr("artifacts.prune._is_left", lambda *_: True)
+    pruned = prune(store, older_than_s=0, dry_run=False, clock=lambda: time.time() + 7200)
+    assert (pruned.paths, pruned.size_bytes) == (("tmp/draft",), 0)
+
+
+def test_a_record_that_cannot_be_kept_stops_nobody(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves a later start some time and nothing more."""
+    artifact = _publish(store, tmp_path)
+
+    def vanish(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "the draft is gone")
+
+    monkeypatch.setattr("artifacts.store.write_atomically", vanish)
+    assert store.open(artifact).manifest.recipe == RECIPE
 
 
 def test_pruning_recipes_takes_their_artifacts(store: Store, tmp_path: Path) -> None:
