@@ -112,6 +112,14 @@ class Intake:
                 f"has {len(ids)} tokens, and the limit is {self._limits.max_prompt_tokens}",
                 "shorten the prompt",
             )
+        vocab_size = serving.manifest.graph.vocab_size
+        if max(ids) >= vocab_size:  # tokenizers may know more tokens than the model has rows for
+            token = serving.tokenizer.token(max(ids))
+            raise InvalidRequestError(
+                field,
+                f"contains {token!r}, a token of the tokenizer that this model does not have",
+                "leave it out",
+            )
         return ids
 
     def _resolve(self, call: GenerateCall, serving: Serving, prompt: tuple[int, ...]) -> Submit:

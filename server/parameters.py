@@ -191,7 +191,10 @@ def resolve_sampling(
         logit_bias=tuple(sorted(call.logit_bias.items())),
         seed=draw_seed() if call.seed is None else call.seed,
         min_tokens=min_tokens,
-        eos_token_ids=frozenset(defaults.eos_token_ids),
+        # A model may name ends that it cannot say; to the engine they would be rows that are not.
+        eos_token_ids=frozenset(
+            token_id for token_id in defaults.eos_token_ids if 0 <= token_id < vocab_size
+        ),
         stop_token_ids=frozenset(call.stop_token_ids),
         ignore_eos=bool(call.ignore_eos),
         logprobs=call.logprobs,

@@ -263,6 +263,24 @@ async def test_a_text_of_too_many_tokens_is_refused(bench: Bench) -> None:
     assert bench.core._intake._admission.unfinished("baseline") == 0
 
 
+async def test_a_text_with_a_token_that_the_model_lacks_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer may have more tokens than the model has rows; one of them would end the step."""
+    view = bench.catalog.views["baseline"]
+    assert view.tokenizer is not None
+    assert view.manifest is not None
+    last = view.manifest.graph.vocab_size - 1
+    monkeypatch.setattr(view.tokenizer, "encode", lambda *_, **__: (70, last))
+    async with aclosing(bench.core.generate(call(bench))) as outputs:
+        await anext(outputs)
+    monkeypatch.setattr(view.tokenizer, "encode", lambda *_, **__: (70, last + 1))
+    with pytest.raises(InvalidRequestError, match=r"^text: contains .* does not have"):
+        await anext(bench.core.generate(call(bench)))
+    assert len(bench.engine.submits) == 1
+    assert bench.core._intake._admission.unfinished("baseline") == 0
+
+
 async def test_long_texts_that_wait_are_bounded(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,6 +216,12 @@ def test_a_models_nonsense_is_ignored() -> None:
     assert Sampling(max_tokens=1024, seed=123) == resolve(SamplingCall(), defaults)
 
 
+def test_ends_that_the_model_cannot_say_are_left_out() -> None:
+    """An id beyond the vocabulary would be an index beyond the logits, and fail all neighbours."""
+    defaults = GenerationDefaults(eos_token_ids=(2, VOCABULARY, -1))
+    assert resolve(SamplingCall(), defaults).eos_token_ids == {2}
+
+
 def test_a_top_k_of_the_whole_vocabulary_is_none() -> None:
     """The sampler is spared a choice among everything."""
     assert resolve(SamplingCall(top_k=VOCABULARY)).top_k == 0
