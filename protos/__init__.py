@@ -1,0 +1,1 @@
+"""The public API: the ``.proto`` file and what is generated from it."""

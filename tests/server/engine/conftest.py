@@ -103,7 +103,7 @@ class Harness:
                 self.events.setdefault(event.request_id, []).append(event)
             self._changed.notify_all()
 
-    def stepped(self, variant: str, kind: object, seconds: float, load: object) -> None:
+    def stepped(self, variant: str, kind: object, seconds: float, load: object) -> None:  # noqa: ARG002 - the observer's signature
         self.loads[variant] = load
         self.observed.append(("stepped", variant, kind))
 

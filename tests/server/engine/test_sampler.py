@@ -70,7 +70,7 @@ def test_draw_follows_the_sorted_distribution(top_k: int, top_p: float, min_p: f
     scale=st.sampled_from([0.0, 0.1, 3.0, 30.0]),
 )
 def test_draw_stays_in_the_support(
-    seed: int, size: int, top_k: int, top_p: float, min_p: float, scale: float
+    *, seed: int, size: int, top_k: int, top_p: float, min_p: float, scale: float
 ) -> None:
     """Whatever the filters, the drawn token lies in the oracle's support, up to rounding."""
     scores = (np.random.default_rng(seed).standard_normal(size) * scale).astype(np.float32)
