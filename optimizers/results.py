@@ -1,7 +1,8 @@
 """Intermediate results of builds, kept so that a killed build resumes and variants share work.
 
 Owns ``stages/<key>/`` in the store: the result's files and, written last, ``done.json``. A result
-that was changed or truncated counts as missing. Knows nothing of what the files are.
+that was changed or truncated counts as missing. Only who holds a result's lock removes anything of
+it. Knows nothing of what the files are.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ class Results:
         self._layout = layout
 
     def find(self, key: str) -> Result | None:
-        """Give a finished result whose files are what they were; drop one that is damaged."""
+        """Give a finished result whose files are what they were.
+
+        One that is damaged stays for ``make`` to replace: whoever only looks holds no lock.
+        """
         folder = self._layout.stages / key
         try:
             done = _Done.model_validate_json((folder / _DONE).read_bytes())
@@ -71,9 +75,10 @@ class Results:
             return None
         for name, digest in done.files.items():
             path = folder / name
-            if path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
-                with storing(self._layout.root):
-                    shutil.rmtree(folder)
+            try:
+                if path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
+                    return None
+            except FileNotFoundError:  # replaced by another builder at this moment
                 return None
         with contextlib.suppress(OSError):  # the collector goes by when a result was last used
             os.utime(folder)
@@ -87,6 +92,7 @@ class Results:
         with exclusive(self._layout, f"stage-{key}"):
             if keep and (found := self.find(key)) is not None:
                 return found
+            self._clear(key)
             with self._scratch(key) as draft:
                 made = work(draft)
                 if keep:
@@ -94,6 +100,13 @@ class Results:
                         self._finish(draft, key, made)
         folder = self._layout.stages / key
         return Result(folder, made.record, made.graph, made.export, made.source)
+
+    def _clear(self, key: str) -> None:
+        """Free what builders that were killed, or a disk that changed it, left of this result."""
+        with storing(self._layout.root):
+            for left in (self._layout.stages / key, *self._layout.tmp.glob(f"{key}.*")):
+                if left.exists():
+                    shutil.rmtree(left)
 
     @contextmanager
     def _scratch(self, key: str) -> Iterator[Path]:
@@ -115,8 +128,6 @@ class Results:
         content = done.model_dump_json().encode()
         write_atomically(draft / _DONE, content, scratch=self._layout.tmp, mode=0o444)
         target = self._layout.stages / key
-        if target.exists():  # unfinished, or dropped as damaged by another process
-            shutil.rmtree(target)
         draft.rename(target)
         sync_folder(target.parent)
 

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ from artifacts.protocol import (
     BuildFailed,
     Built,
     StageBegun,
-    StageMeasured,
     build_event,
 )
 from artifacts.store import Store
@@ -35,21 +35,26 @@ def story(
     evaluation: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Mapping[str, Any]:
-    """Kill a build right after its export, then start two of the same at once."""
+    """Kill a build in the stage after its export, then start two of the same at once."""
     child = type(built.child)(tmp_path_factory.mktemp("interrupted") / "store")
     planned = built.plan.variants["int4"]
     text = {"evaluation": {"text": str(evaluation)}}
     first = child.start(str(tiny_llama_folder), planned, **text)
     assert first.stdout is not None
     for line in first.stdout:
-        if isinstance(build_event.validate_json(line), StageMeasured):
+        event = build_event.validate_json(line)
+        if isinstance(event, StageBegun) and event.stage == "quantize":
             break
+    drafts = child.store / "tmp"
+    while not any(drafts.iterdir()):
+        time.sleep(0.001)
     first.send_signal(signal.SIGKILL)
     _close(first)
     after_kill = list(child.store.joinpath("manifests").iterdir())
+    left = list(drafts.iterdir())
     pair = [child.start(str(tiny_llama_folder), planned, **text) for _ in range(2)]
     events = [_read(process) for process in pair]
-    return {"child": child, "after_kill": after_kill, "events": events}
+    return {"child": child, "after_kill": after_kill, "left": left, "events": events}
 
 
 def test_a_killed_build_leaves_no_artifact(story: Mapping[str, Any]) -> None:
@@ -67,6 +72,13 @@ def test_a_killed_build_resumes_at_its_last_finished_stage(story: Mapping[str, A
     ]
     assert begun
     assert all(event.reused for event in begun)
+
+
+def test_a_killed_build_s_draft_goes_with_the_build_that_resumes(story: Mapping[str, Any]) -> None:
+    """Tries that are killed one after another do not fill the disk."""
+    child: Child = story["child"]
+    assert story["left"]
+    assert list(child.store.joinpath("tmp").iterdir()) == []
 
 
 def test_two_builders_at_once_make_one_artifact(
