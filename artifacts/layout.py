@@ -103,6 +103,25 @@ def storing(root: Path) -> Iterator[None]:
         raise _told(root, error) from error
 
 
+@contextmanager
+def reading(root: Path) -> Iterator[None]:
+    """Translate what the operating system says while something in the store is read.
+
+    Raises:
+        StoreError: A file may not be read, or the disk fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or root
+        raise StoreError(
+            f"The store {root} cannot be read: {place}: {os.strerror(error.errno or 0)}.",
+            remedy="Give this user read access to all of the store."
+            if error.errno in _DENIED
+            else f"Check the disk, or set {ROOT_VARIABLE} to another folder.",
+        ) from error
+
+
 def _told(root: Path, error: OSError) -> StoreError:
     if error.errno in _FULL:
         return StoreError(

@@ -20,9 +20,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from artifacts.digest import is_sha256, sha256_file, sync_file, sync_folder, write_atomically
-from artifacts.errors import CorruptArtifactError, StoreError
+from artifacts.errors import CorruptArtifactError
 from artifacts.external_data import external_locations
-from artifacts.layout import Layout, storing
+from artifacts.layout import Layout, reading, storing
 from artifacts.manifest import FileEntry, Manifest
 
 REBUILD = "Delete the manifest or run the build again; it is then made anew."
@@ -68,15 +68,14 @@ class Store:
         """Look up the artifact (digest) that a recipe was built into, if its manifest is here."""
         if not is_sha256(recipe):
             return None
-        try:
-            pointer = json.loads((self.layout.recipes / f"{recipe}.json").read_bytes())
-            artifact = str(pointer["artifact"])
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-            return None
-        except OSError as error:
-            raise StoreError(f"The store {self.root} cannot be read: {error}.") from error
-        if is_sha256(artifact) and (self.layout.manifests / f"{artifact}.json").is_file():
-            return artifact
+        with reading(self.root):
+            try:
+                pointer = json.loads((self.layout.recipes / f"{recipe}.json").read_bytes())
+                artifact = str(pointer["artifact"])
+            except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+                return None
+            if is_sha256(artifact) and (self.layout.manifests / f"{artifact}.json").is_file():
+                return artifact
         return None
 
     def manifest(self, artifact: str) -> Manifest:
@@ -88,18 +87,18 @@ class Store:
         if not is_sha256(artifact):
             raise CorruptArtifactError(f"{artifact!r} is no artifact digest.")
         path = self.layout.manifests / f"{artifact}.json"
-        try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
-        except FileNotFoundError as error:
-            raise CorruptArtifactError(
-                f"The store {self.root} has no artifact {artifact[:12]}.", remedy=REBUILD
-            ) from error
-        except OSError as error:
-            raise StoreError(f"The store {self.root} cannot be read: {error}.") from error
-        except ValidationError as error:
-            raise CorruptArtifactError(
-                f"The manifest {path} cannot be read: {error.errors()[0]['msg']}.", remedy=REBUILD
-            ) from error
+        with reading(self.root):
+            try:
+                manifest = Manifest.model_validate_json(path.read_bytes())
+            except FileNotFoundError as error:
+                raise CorruptArtifactError(
+                    f"The store {self.root} has no artifact {artifact[:12]}.", remedy=REBUILD
+                ) from error
+            except ValidationError as error:
+                raise CorruptArtifactError(
+                    f"The manifest {path} cannot be read: {error.errors()[0]['msg']}.",
+                    remedy=REBUILD,
+                ) from error
         if manifest.digest != artifact:
             raise CorruptArtifactError(
                 f"The manifest {path} describes artifact {manifest.digest[:12]}.", remedy=REBUILD
@@ -115,20 +114,22 @@ class Store:
 
         Raises:
             CorruptArtifactError: A file is missing, is a link, or has another size or hash.
+            StoreError: A file may not be read, or the disk fails.
         """
         manifest = self.manifest(artifact)
         record = self.layout.hosts / "checked" / f"{artifact}.json"
         checked = _read_record(record)
         is_writable = os.access(self.layout.hosts, os.W_OK)
         seen: dict[str, Any] = {}
-        for entry in manifest.files:
-            path = self._check_size(entry)
-            state = path.stat()
-            seen[entry.sha256] = [state.st_size, state.st_mtime_ns]
-            if verify or (is_writable and checked.get(entry.sha256) != seen[entry.sha256]):
-                self._check_hash(entry)
         stored = StoredArtifact(manifest=manifest, blobs=self.layout.blobs)
-        self._check_locations(stored)
+        with reading(self.root):
+            for entry in manifest.files:
+                path = self._check_size(entry)
+                state = path.stat()
+                seen[entry.sha256] = [state.st_size, state.st_mtime_ns]
+                if verify or (is_writable and checked.get(entry.sha256) != seen[entry.sha256]):
+                    self._check_hash(entry)
+            self._check_locations(stored)
         if is_writable and seen != checked:
             self._remember(record, seen)
         return stored

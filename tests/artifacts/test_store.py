@@ -138,6 +138,31 @@ def test_a_change_behind_the_records_back_needs_verify(store: Store, tmp_path: P
         store.open(artifact, verify=True)
 
 
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.EIO, "Check the disk"), (errno.EACCES, "read access")]
+)
+@pytest.mark.parametrize("reader", ["sha256_file", "external_locations", "Path.read_bytes"])
+def test_a_file_that_cannot_be_read_is_told_with_a_remedy(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    reader: str,
+    number: int,
+    remedy: str,
+) -> None:
+    """A disk that fails and a file of somebody else's are not damage, and no bug either."""
+    artifact = _publish(store, tmp_path)
+
+    def fail(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(f"artifacts.store.{reader}", fail)
+    with pytest.raises(StoreError, match=os.strerror(number)) as caught:
+        store.open(artifact, verify=True)
+    assert remedy in caught.value.remedy
+
+
 def test_a_link_among_the_blobs_is_refused(store: Store, tmp_path: Path) -> None:
     """A store reads its own files only."""
     artifact = _publish(store, tmp_path)
