@@ -1,7 +1,8 @@
 """From what a config says about a chain to stages, with every mistake found at once.
 
-Owns the paths in error messages, the nearest valid names and the order rules. Knows nothing of
-where models come from or of how stages work.
+Owns the paths in error messages, the nearest valid names and the order rules, which read each
+stage's own rank and group. Knows nothing of where models come from, of how stages work, or of any
+one stage.
 """
 
 from __future__ import annotations
@@ -176,35 +177,37 @@ def _told(path: str, kind: type[Stage], names: list[str], detail: ErrorDetails) 
     )
 
 
-_ORDER = ("distill", "prune", "quantize")
-_REASONS = {
-    "distill": "a substitute replaces the whole model, so what ran before it would be lost",
-    "prune": "zeros are made in the torch form, which ends where quantize begins",
-}
-
-
 def _order_errors(path: str, stages: Sequence[Stage]) -> list[FieldError]:
     errors: list[FieldError] = []
-    ranks = [_ORDER.index(stage.name) for stage in stages]
     for index, stage in enumerate(stages):
-        later = [stages[earlier].name for earlier in range(index) if ranks[earlier] > ranks[index]]
+        before = stages[:index]
         here = f"{path}[{index}].{stage.name}"
-        if later:
+        if later := [other for other in before if _place(other) > _place(stage)]:
+            label = _label(later[0])
             errors.append(
                 FieldError(
                     path=here,
-                    message=f"{stage.name} comes after {later[0]}: {_REASONS[stage.name]}.",
-                    remedy=f"Move {stage.name} before {later[0]}.",
+                    message=f"{_label(stage)} comes after {label}: {stage.reason}.",
+                    remedy=f"Move {_label(stage)} before {label}.",
                 )
             )
-        if stage.name in {"distill", "quantize"} and stage.name in {
-            other.name for other in stages[:index]
-        }:
+        group = [other for other in before if stage.group and other.group == stage.group]
+        if group:
             errors.append(
                 FieldError(
                     path=here,
-                    message=f"{stage.name} is in this chain twice.",
+                    message=f"{_label(stage)} cannot be in a chain that has {_label(group[0])}.",
                     remedy="Keep one of the two.",
                 )
             )
     return errors
+
+
+def _place(stage: Stage) -> tuple[bool, int]:
+    """Where a stage belongs: the export ends the torch form, whatever the ranks are."""
+    return stage.form == "onnx", stage.rank
+
+
+def _label(stage: Stage) -> str:
+    """A stage as messages tell it: one name can stand for several methods."""
+    return f"{stage.name} ({stage.label()})" if stage.label() else stage.name

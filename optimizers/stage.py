@@ -58,6 +58,13 @@ class Stage(Frozen):
     version: ClassVar[int]
     """Raised whenever the same fields would give another result."""
     form: ClassVar[Literal["torch", "onnx"]]
+    """What it works on and leaves; the torch form comes before the ONNX form in every chain."""
+    rank: ClassVar[int]
+    """Its place among the stages of its form: none of a lower rank may follow it."""
+    reason: ClassVar[str]
+    """Why it may not follow a stage of a higher rank or of the ONNX form, for the error message."""
+    group: ClassVar[str | None] = None
+    """A chain holds at most one stage of a group; None where it may hold several of this stage."""
     keeps_result: ClassVar[bool] = True
     """False when there are no files to keep, since the result is another source."""
 

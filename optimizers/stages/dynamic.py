@@ -29,6 +29,9 @@ class QuantizeDynamic(Stage):
     name: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
     form: ClassVar[Literal["torch", "onnx"]] = "onnx"
+    rank: ClassVar[int] = 0
+    reason: ClassVar[str] = "it needs the float32 products of the export"
+    group: ClassVar[str | None] = "quantize"
 
     method: Annotated[
         Literal["dynamic"],

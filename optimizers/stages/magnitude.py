@@ -26,6 +26,8 @@ class PruneMagnitude(Stage):
     name: ClassVar[str] = "prune"
     version: ClassVar[int] = 2
     form: ClassVar[Literal["torch", "onnx"]] = "torch"
+    rank: ClassVar[int] = 10
+    reason: ClassVar[str] = "zeros are made in the torch form, which the export ends"
 
     method: Annotated[
         Literal["magnitude"], Field(description="magnitude: weights nearest to zero go first.")

@@ -34,6 +34,11 @@ class Substitute(Stage):
     version: ClassVar[int] = 2
     form: ClassVar[Literal["torch", "onnx"]] = "torch"
     keeps_result: ClassVar[bool] = False
+    rank: ClassVar[int] = 0
+    reason: ClassVar[str] = (
+        "a substitute replaces the whole model, so what ran before it would be lost"
+    )
+    group: ClassVar[str | None] = "substitute"
 
     substitute: Annotated[
         str, Field(min_length=1, description="The other model: hub id, local folder, or demo.")

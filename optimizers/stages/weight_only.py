@@ -34,6 +34,9 @@ class QuantizeWeightOnly(Stage):
     name: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
     form: ClassVar[Literal["torch", "onnx"]] = "onnx"
+    rank: ClassVar[int] = 0
+    reason: ClassVar[str] = "it needs the float32 products of the export"
+    group: ClassVar[str | None] = "quantize"
 
     method: Annotated[
         Literal["weight_only"], Field(description="weight_only: low-bit weights in blocks.")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
+from pydantic import Field
 
+from artifacts.protocol import Built
+from artifacts.store import Store
+from optimizers import spec
 from optimizers.recipe import export_key, recipe_digest, source_key, stage_key
 from optimizers.spec import parse_variant
-from optimizers.stages import TABLE
+from optimizers.stage import Stage
+from optimizers.stages import TABLE, Entry
+from optimizers.stages.magnitude import PruneMagnitude
+from tests.optimizers.conftest import ENVIRONMENT, Child
 
 
 def _errors(value: Any) -> list[tuple[str, str | None]]:
@@ -104,6 +115,113 @@ def test_a_chain_out_of_order_is_refused_with_the_reason(
     assert error.remedy
 
 
+class Recover(Stage):
+    """A second method of distilling: training after what has been taken away."""
+
+    name: ClassVar[str] = "distill"
+    version: ClassVar[int] = 1
+    form: ClassVar[Literal["torch", "onnx"]] = "torch"
+    rank: ClassVar[int] = PruneMagnitude.rank + 1
+    reason: ClassVar[str] = "it trains in the torch form"
+
+    method: Annotated[Literal["recover"], Field(description="recover: train.")] = "recover"
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        (["substitute", "prune", "recover", "prune", "recover"], "Move prune (magnitude) before"),
+        (["recover", "substitute"], "Move distill (substitute) before distill (recover)."),
+        (["quantize", "recover"], "Move distill (recover) before quantize (dynamic)."),
+        (["substitute", "substitute"], "Keep one of the two."),
+        (["substitute", "prune", "prune", "recover", "recover", "quantize"], None),
+    ],
+)
+def test_the_order_is_the_stages_own_whatever_their_names(
+    chain: list[str], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methods of one name have ranks and groups of their own; spec knows none of them."""
+    module = ModuleType("optimizers.stages.recover")
+    monkeypatch.setattr(module, "Recover", Recover, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(spec, "TABLE", (*TABLE, Entry("distill", "recover", "recover:Recover")))
+    items = {
+        "substitute": {"distill": {"substitute": "demo"}},
+        "recover": {"distill": {"method": "recover"}},
+        "prune": {"prune": {"amount": 0.1}},
+        "quantize": {"quantize": {"method": "dynamic"}},
+    }
+    found = parse_variant("v", [items[word] for word in chain]).errors
+    if message is None:
+        assert found == ()
+    else:
+        (error,) = found
+        assert message in error.remedy
+
+
+SOFTEN = """
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from optimizers.stage import Outcome, Stage
+from optimizers.torch_models import load_module, save_module
+
+
+class Soften(Stage):
+    name: ClassVar[str] = "soften"
+    version: ClassVar[int] = 1
+    form: ClassVar[Literal["torch", "onnx"]] = "torch"
+    rank: ClassVar[int] = 20
+    reason: ClassVar[str] = "it changes weights of the torch form"
+
+    factor: Annotated[float, Field(gt=0, le=1, description="What logits are multiplied with.")]
+
+    def apply(self, work, target, report):
+        module = load_module(work.folder)
+        module.get_output_embeddings().weight.data *= self.factor
+        save_module(module, work.folder, target)
+        return Outcome()
+"""
+# What a line in the table does, from outside of the tree.
+REGISTER = """
+import pathlib
+import optimizers.stages as stages
+
+stages.__path__.append(str(pathlib.Path(__file__).parent))
+stages.TABLE = (*stages.TABLE, stages.Entry("soften", "soften", "soften:Soften"))
+"""
+
+
+def test_a_new_stage_is_one_file_and_one_line(
+    tiny_llama_folder: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    """A stage of a new name is planned, ordered and built by the program as it is."""
+    (tmp_path / "soften.py").write_text(SOFTEN, encoding="utf-8")
+    (tmp_path / "sitecustomize.py").write_text(REGISTER, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
+    child = Child(tmp_path / "store", environment={**ENVIRONMENT, "PYTHONPATH": path})
+    model = str(tiny_llama_folder)
+    prune, soften = {"prune": {"amount": 0.1}}, {"soften": {"factor": 0.5}}
+
+    def chain_of(*items: dict[str, Any]) -> dict[str, Any]:
+        return {"v": [*items, {"quantize": {"method": "weight_only"}}]}
+
+    (error,) = child.plan(model, chain_of(soften, prune)).errors
+    assert error.path == "variants.v.chain[1].prune"
+    assert error.remedy == "Move prune (magnitude) before soften."
+    planned = child.plan(model, chain_of(prune, soften)).variants["v"]
+    events = child.build(model, planned, evaluation={"text": str(evaluation)})
+    assert isinstance(events[-1], Built)
+    lineage = Store(child.store).manifest(events[-1].artifact).lineage
+    assert [record.stage for record in lineage] == ["prune", "soften", "export", "quantize"]
+    assert lineage[1].params == {"factor": 0.5}
+    before, after = (lineage[index].quality for index in (0, 1))
+    assert before is not None
+    assert after is not None
+    assert after.kl_mean != before.kl_mean
+
+
 def test_a_chain_in_order_is_accepted() -> None:
     """Pruning twice is fine; the rest comes once."""
     chain = [
@@ -128,5 +246,7 @@ def test_every_field_of_every_stage_is_described(entry: Any) -> None:
     assert stage.name == entry.name
     assert stage.form in {"torch", "onnx"}
     assert stage.version >= 1
+    assert isinstance(stage.rank, int)
+    assert stage.reason
     for name, field in stage.model_fields.items():
         assert field.description, f"{entry.target}.{name} has no description"
