@@ -1,12 +1,14 @@
 """The oracle: what transformers' torch module says about a few texts, in float32.
 
-Owns the choice of texts: one of random tokens, longer than any sliding window as far as that is
-affordable, with the module's greedy continuation; and shorter ones, its neighbours in a ragged
-batch. Knows nothing of ONNX or of the graph under test.
+Owns the choice of texts: one of random tokens, longer than any sliding window, with the module's
+greedy continuation; and shorter ones, its neighbours in a ragged batch. A longer window is cut to
+``WINDOW`` tokens in the module's config, so that no text has to be longer, however large the model.
+Knows nothing of ONNX or of the graph under test.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +22,9 @@ if TYPE_CHECKING:
     from optimizers.export.decoder import Decoder
 
 GENERATED = 16  # tokens of each text that are fed one at a time
-BEYOND_WINDOW = 24  # prompt tokens past the longest window
-_SHORT = 40  # prompt of a model without windows
+WINDOW = 16  # the longest sliding window that texts are read with
+_PROMPT = 40  # of the first text: well past that window
 _OTHER_PROMPTS = (1, 23)
-_KEPT = 64  # positions at the end of a text whose logits are compared
-_LOGITS = 1 << 28  # floats of one text's logits while they are computed: 1 GiB
-_OPERATIONS = 2e12  # of one pass over the longest text: some 20 s on two cores
 _SEED = 20
 
 
@@ -36,17 +35,12 @@ class ReferenceText:
     Attributes:
         tokens: (n,) int64, the prompt and its continuation.
         prompt: How many of them are the prompt.
-        logits: (k, vocab) float32 at the last k positions; they depend on all before.
+        logits: (n, vocab) float32, one row per token.
     """
 
     tokens: NDArray[np.int64]
     prompt: int
     logits: NDArray[np.float32]
-
-    @property
-    def first(self) -> int:
-        """The first position whose logits are known."""
-        return len(self.tokens) - len(self.logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +50,26 @@ class Reference:
     Attributes:
         texts: At least two; prompts of different lengths.
         scale: The largest absolute logit.
-        notes: What was left out to stay affordable.
+        windows: Per layer, how many tokens the model's attention sees; None = all of them.
+        window: What every window was cut to for these texts; None where they are the model's own.
+        notes: What a reader of the record should know of how it came about.
     """
 
     texts: tuple[ReferenceText, ...]
     scale: float
+    windows: tuple[int | None, ...]
+    window: int | None
     notes: tuple[str, ...]
 
 
-def load_module(folder: Path) -> Any:
-    """Load transformers' module in float32 with eager attention."""
+def load_module(folder: Path, config: Any = None) -> Any:
+    """Load transformers' module in float32 with eager attention; None = the folder's own config."""
     import torch
     from transformers import AutoModelForCausalLM
 
     module = AutoModelForCausalLM.from_pretrained(
         folder,
+        config=config,
         dtype=torch.float32,
         attn_implementation="eager",
         use_safetensors=True,
@@ -93,30 +92,26 @@ def make_reference(decoder: Decoder, *, threads: int | None = None) -> Reference
 
 
 def _make_reference(decoder: Decoder) -> Reference:
-    module = load_module(decoder.folder)
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    longest, notes = _longest_prompt(decoder, parameters)
+    config = deepcopy(decoder.config)
+    longest = max((window for window in decoder.windows if window is not None), default=0)
+    is_cut = longest > WINDOW
+    if is_cut:
+        config.sliding_window = WINDOW
+    module = load_module(decoder.folder, config)
     rng = np.random.default_rng(_SEED)
-    texts = [_continue(module, rng.integers(0, decoder.vocab_size, longest))]
+    first = min(_PROMPT, decoder.max_length - GENERATED)
+    texts = [_continue(module, rng.integers(0, decoder.vocab_size, first))]
     for length in _OTHER_PROMPTS:
-        prompt = min(length, longest)
+        prompt = min(length, first)
         tokens = rng.integers(0, decoder.vocab_size, prompt + GENERATED)
         texts.append(_read(module, tokens, prompt))
-    scale = max(float(np.abs(text.logits).max()) for text in texts)
-    return Reference(texts=tuple(texts), scale=scale, notes=notes)
-
-
-def _longest_prompt(decoder: Decoder, parameters: int) -> tuple[int, tuple[str, ...]]:
-    windows = [window for window in decoder.windows if window is not None]
-    wanted = max(windows) + BEYOND_WINDOW if windows else _SHORT
-    affordable = min(int(_OPERATIONS / (2 * parameters)), _LOGITS // decoder.vocab_size)
-    room = decoder.max_length - GENERATED
-    length = min(wanted, max(affordable, _SHORT), room)
-    if windows and length <= max(windows) < decoder.max_length:
-        return length, (
-            f"the sliding window of {max(windows)} tokens was not crossed: verified on {length}",
-        )
-    return length, ()
+    return Reference(
+        texts=tuple(texts),
+        scale=max(float(np.abs(text.logits).max()) for text in texts),
+        windows=decoder.windows,
+        window=WINDOW if is_cut else None,
+        notes=(f"the sliding window of {longest} tokens was verified at {WINDOW}",) * is_cut,
+    )
 
 
 def _read(module: Any, tokens: NDArray[np.int64], prompt: int) -> ReferenceText:
@@ -125,7 +120,7 @@ def _read(module: Any, tokens: NDArray[np.int64], prompt: int) -> ReferenceText:
 
     with torch.inference_mode():
         logits = module(torch.from_numpy(tokens)[None], use_cache=False).logits[0]
-    return ReferenceText(tokens=tokens, prompt=prompt, logits=logits[-_KEPT:].numpy().copy())
+    return ReferenceText(tokens=tokens, prompt=prompt, logits=logits.numpy().copy())
 
 
 def _continue(module: Any, prompt: NDArray[np.int64]) -> ReferenceText:
@@ -139,7 +134,7 @@ def _continue(module: Any, prompt: NDArray[np.int64]) -> ReferenceText:
         for _ in range(GENERATED + 1):
             output = module(torch.from_numpy(pending)[None], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            logits.append(output.logits[0, -_KEPT:].numpy().copy())
+            logits.append(output.logits[0].numpy().copy())
             if len(tokens) == len(prompt) + GENERATED:
                 break
             pending = logits[-1][-1:].argmax(axis=-1).astype(np.int64)

@@ -1,11 +1,14 @@
 """Compares an exported graph with the torch module, through the session that will serve it.
 
 Owns the schedules (whole, in chunks, ragged beside neighbours and idle slots, one generated token
-at a time) and the tolerance. Knows nothing of how the graph was made.
+at a time) and the tolerance. Where the module was asked with a shorter sliding window than its own,
+the graph's windows are read, and a copy that differs in nothing but their length is compared.
+Knows nothing of how the graph was made.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ import numpy as np
 
 from artifacts.session import Row
 from artifacts.session_factory import open_session
+from optimizers.export.windows import read_windows, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,9 +56,13 @@ def verify(
     Raises:
         SessionError: ONNX Runtime cannot load or run the graph.
     """
-    longest = max(len(text.tokens) for text in reference.texts)
-    session = open_session(model, graph, slots=_SLOTS, max_length=longest, threads=threads)
-    return compare(session, reference)
+    if (mismatch := _judge_windows(model, graph, reference)) is not None:
+        return Verdict(float("inf"), 0, mismatch)
+    same = nullcontext(model)
+    with same if reference.window is None else shortened(model, reference.window) as path:
+        longest = max(len(text.tokens) for text in reference.texts)
+        session = open_session(path, graph, slots=_SLOTS, max_length=longest, threads=threads)
+        return compare(session, reference)
 
 
 def compare(session: DecoderSession, reference: Reference) -> Verdict:
@@ -104,7 +112,7 @@ def _run(
     """Feed each row's text as planned, the prompt's rest next, then token by token.
 
     Returns:
-        Per row, (k, vocab) float32 at the positions whose reference is known.
+        Per row, (n, vocab) float32, one line per token.
     """
     done = [0] * len(rows)
     given: list[list[NDArray[np.float32]]] = [[] for _ in rows]
@@ -118,8 +126,7 @@ def _run(
             count = rest if planned is None else min(planned[index], len(text.tokens) - start)
             if count:
                 tokens = text.tokens[start : start + count]
-                wanted = min(count, max(0, start + count - text.first))
-                step.append((index, Row(placed.slot, start, tokens, wanted)))
+                step.append((index, Row(placed.slot, start, tokens, count)))
         if not step:
             continue
         logits = session.step([row for _, row in step])
@@ -131,6 +138,17 @@ def _run(
     return [np.concatenate(parts) for parts in given]
 
 
+def _judge_windows(model: Path, graph: GraphSpec, reference: Reference) -> str | None:
+    if graph.form == "packed":
+        found = read_windows(model)
+        if found != reference.windows:
+            return f"the windows of its layers are {found} instead of {reference.windows}"
+    elif reference.window is not None:
+        longest = max(window for window in reference.windows if window is not None)
+        return f"the plain form cannot be verified past a sliding window of {longest} tokens"
+    return None
+
+
 def _judge(text: ReferenceText, logits: NDArray[np.float32], scale: float) -> str | None:
     rounding = TOLERANCE * scale
     error = float(np.abs(logits - text.logits).max())
@@ -138,8 +156,8 @@ def _judge(text: ReferenceText, logits: NDArray[np.float32], scale: float) -> st
         return f"logits differ by {error:.2g} at a scale of {scale:.2g}"
     # Greedy tokens: they may differ only where the module's best two are within the rounding.
     for index in range(text.prompt - 1, len(text.tokens)):
-        best = text.logits[index - text.first]
-        chosen = int(logits[index - text.first].argmax())
+        best = text.logits[index]
+        chosen = int(logits[index].argmax())
         if best.max() - best[chosen] > 2 * rounding:
             return f"token {index + 1} is {chosen} instead of {int(best.argmax())}"
     return None

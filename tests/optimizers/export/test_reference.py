@@ -16,22 +16,32 @@ from optimizers.export.reference import GENERATED, make_reference
 from optimizers.export.verify import _judge
 
 
-def test_the_longest_text_crosses_the_window(zoo_folder: Callable[[str], Path]) -> None:
-    """A lost window cannot hide behind a short prompt."""
-    made = make_reference(read_decoder(zoo_folder("mistral")), threads=1)
-    assert made.texts[0].prompt > zoo.WINDOW
-    assert made.notes == ()
+@pytest.mark.parametrize("window", [zoo.WINDOW, 4096])
+def test_the_longest_text_crosses_the_window(window: int, tmp_path: Path) -> None:
+    """A lost window cannot hide behind a short prompt; a long one is cut, and that is noted."""
+    folder = zoo.write_model(tmp_path, "mistral", sliding_window=window)
+    made = make_reference(read_decoder(folder), threads=1)
+    assert made.windows == (window, window)
+    assert made.window == (None if window <= reference.WINDOW else reference.WINDOW)
+    assert made.texts[0].prompt > reference.WINDOW
     assert len({text.prompt for text in made.texts}) == len(made.texts)
+    assert made.notes == (
+        () if made.window is None else ("the sliding window of 4096 tokens was verified at 16",)
+    )
 
 
-def test_a_window_that_is_too_long_to_cross_is_noted(
-    zoo_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was not verified is said, not passed over."""
-    monkeypatch.setattr(reference, "_OPERATIONS", 0.0)
-    decoder = replace(read_decoder(zoo_folder("mistral")), windows=(100, None))
-    made = make_reference(decoder, threads=1)
-    assert "100 tokens was not crossed" in made.notes[0]
+def test_a_cut_window_is_that_of_the_module(tmp_path: Path) -> None:
+    """The same weights say the same whether a window is short by itself or has been cut."""
+    short = zoo.write_model(tmp_path / "short", "gemma2", sliding_window=reference.WINDOW)
+    long = zoo.write_model(tmp_path / "long", "gemma2", sliding_window=4096)
+    none = zoo.write_model(
+        tmp_path / "none", "gemma2", layer_types=["full_attention", "full_attention"]
+    )
+    texts = [
+        make_reference(read_decoder(folder), threads=1).texts[0] for folder in (short, long, none)
+    ]
+    np.testing.assert_array_equal(texts[0].logits, texts[1].logits)
+    assert np.abs(texts[0].logits[:40] - texts[2].logits[:40]).max() > 0.01
 
 
 def test_texts_fit_into_the_model(zoo_folder: Callable[[str], Path]) -> None:
