@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from artifacts.errors import ArtifactError, CorruptArtifactError
+from artifacts.errors import ArtifactError, CorruptArtifactError, StoreError
 from artifacts.manifest import Manifest
 from artifacts.protocol import (
     BuildEvent,
@@ -95,35 +95,65 @@ class Lifecycle:
     async def _bring_up(self, name: str, planned: PlannedVariant) -> None:
         for warning in planned.warnings:
             _log.warning("chain", variant=name, warning=warning)
-        artifact = planned.artifact or await self._build(name, planned)
+        if planned.artifact is not None:
+            try:
+                await self._bring_up_found(name, planned.artifact)
+            except CorruptArtifactError as damage:
+                await self._forget(name, planned.artifact, damage)
+            else:
+                return
+        artifact = await self._build(name, planned)
+        stored = await self._open(name, artifact)
+        await self._serve(name, artifact, stored)
+
+    async def _bring_up_found(self, name: str, artifact: str) -> None:
+        """Serve what the store holds.
+
+        Raises:
+            CorruptArtifactError: It is damaged, and to be made anew.
+        """
+        stored = await self._open(name, artifact)
         try:
-            stored = await self._open(name, artifact)
-        except CorruptArtifactError as error:
-            if planned.artifact is None:
-                raise
-            # What was found in the store is damaged: drop it and make it anew, once.
-            _log.warning(
-                "stored artifact is damaged; building it again",
-                variant=name,
-                artifact=artifact,
-                error=str(error),
-            )
+            await self._serve(name, artifact, stored)
+        except (ArtifactError, OSError):
+            # The disk may have changed it behind the store's record; an error that is told of a
+            # whole artifact has another cause, and building again would only repeat it.
+            await asyncio.to_thread(self.store.open, artifact, verify=True)
+            raise
+
+    async def _forget(self, name: str, artifact: str, damage: CorruptArtifactError) -> None:
+        """Drop a damaged artifact, so that it is made anew.
+
+        Raises:
+            CorruptArtifactError: The damage, when nothing can be changed about it.
+        """
+        try:
             await asyncio.to_thread(self.store.forget, artifact)
-            artifact = await self._build(name, planned)
-            stored = await self._open(name, artifact)
-        self.variants.change(name, artifact=artifact, manifest=stored.manifest)
-        if self.load is None:
-            self.variants.change(name, state=VariantState.READY)
-            return
-        await self._attach(name, artifact, stored, await asyncio.to_thread(self.load, stored))
+        except StoreError as refusal:
+            _log.warning("a damaged artifact cannot be dropped", variant=name, error=str(refusal))
+            raise damage from refusal
+        _log.warning(
+            "stored artifact is damaged; building it again",
+            variant=name,
+            artifact=artifact,
+            error=str(damage),
+        )
+        self.variants.change(name, artifact=None, manifest=None)
 
     async def _open(self, name: str, artifact: str) -> StoredArtifact:
         self.variants.change(name, state=VariantState.LOADING, progress=None)
-        return await asyncio.to_thread(self.store.open, artifact)
+        stored = await asyncio.to_thread(self.store.open, artifact)
+        self.variants.change(name, artifact=artifact, manifest=stored.manifest)
+        return stored
 
-    async def _attach(
-        self, name: str, artifact: str, stored: StoredArtifact, loaded: Loaded
-    ) -> None:
+    async def _serve(self, name: str, artifact: str, stored: StoredArtifact) -> None:
+        """Load and attach, unless artifacts are all that is wanted."""
+        if self.load is None:
+            self.variants.change(name, state=VariantState.READY)
+            return
+        self._attach(name, artifact, stored, await asyncio.to_thread(self.load, stored))
+
+    def _attach(self, name: str, artifact: str, stored: StoredArtifact, loaded: Loaded) -> None:
         self.post(
             Attach(
                 variant=name,

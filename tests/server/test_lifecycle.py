@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import CorruptArtifactError, SessionError
+from artifacts.errors import CorruptArtifactError, SessionError, StoreError
 from artifacts.manifest import Manifest
 from artifacts.protocol import (
     BuildEvent,
@@ -57,18 +57,25 @@ class FakeOptimizer:
 
 @dataclass
 class FakeStore:
-    """Holds every artifact but the damaged ones."""
+    """Holds every artifact but the damaged ones; some damage only the whole hash shows."""
 
     manifest: Manifest
     damaged: set[str] = field(default_factory=set)
+    secretly_damaged: set[str] = field(default_factory=set)
+    verified: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    is_read_only: bool = False
 
-    def open(self, artifact: str) -> Any:
-        if artifact in self.damaged:
-            raise CorruptArtifactError(f"{artifact} is damaged.")
+    def open(self, artifact: str, *, verify: bool = False) -> Any:
+        if verify:
+            self.verified.append(artifact)
+        if artifact in self.damaged or (verify and artifact in self.secretly_damaged):
+            raise CorruptArtifactError(f"{artifact} is damaged.", remedy="Build it again.")
         return SimpleNamespace(manifest=self.manifest, artifact=artifact)
 
     def forget(self, artifact: str) -> None:
+        if self.is_read_only:
+            raise StoreError("The store cannot be written.")
         self.forgotten.append(artifact)
 
 
@@ -223,6 +230,62 @@ async def test_a_damaged_stored_artifact_is_built_again_once(
     assert stage.store.forgotten == ["old"]
     assert stage.view("a").artifact == "artifact-of-a"
     assert stage.view("a").state is VariantState.READY
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        CorruptArtifactError("tokenizer.json: is no tokenizer."),
+        SessionError("ONNX Runtime cannot load model.onnx."),
+        OSError("Input/output error"),
+    ],
+)
+async def test_damage_that_only_loading_notices_is_built_again(
+    scene: Callable[..., Scene], failure: Exception
+) -> None:
+    """The record of sizes knew nothing of it; the whole hash does."""
+    stage = scene(["a"], stored={"a": "old"}, load_failures={"old": failure})
+    stage.store.secretly_damaged = {"old"}
+    while_building: list[str | None] = []
+    stage.optimizer.during = lambda: while_building.append(stage.view("a").artifact)
+    await stage.lifecycle.run()
+    assert while_building == [None]
+    assert (stage.store.verified, stage.store.forgotten) == (["old"], ["old"])
+    assert stage.view("a").artifact == "artifact-of-a"
+    assert stage.view("a").state is VariantState.READY
+
+
+async def test_a_whole_artifact_that_does_not_load_is_not_built_again(
+    scene: Callable[..., Scene],
+) -> None:
+    """Its files are what they were: what is wrong would be wrong again, and is told."""
+    failure = SessionError("engine.max_length: 99 is too much.")
+    stage = scene(["a"], stored={"a": "old"}, load_failures={"old": failure})
+    await stage.lifecycle.run()
+    assert stage.store.verified == ["old"]
+    assert stage.optimizer.builds == []
+    assert stage.view("a").error == "engine.max_length: 99 is too much."
+
+
+async def test_damage_in_a_store_that_cannot_be_written_is_told_as_damage(
+    scene: Callable[..., Scene],
+) -> None:
+    """That it cannot be dropped is not what the operator has to mend."""
+    stage = scene(["a"], stored={"a": "old"})
+    stage.store.damaged = {"old"}
+    stage.store.is_read_only = True
+    await stage.lifecycle.run()
+    assert stage.view("a").error == "old is damaged. Build it again."
+    assert stage.optimizer.builds == []
+
+
+async def test_a_build_s_error_begins_with_the_field_at_fault(scene: Callable[..., Scene]) -> None:
+    """GetVariant and the log say which line of the config it is."""
+    stage = scene(["a"])
+    path = "variants.a.chain[0].quantize.embedding_bits"
+    stage.optimizer.failures["a"] = OptimizerError("Too odd.", remedy="Use 8.", path=path)
+    await stage.lifecycle.run()
+    assert stage.view("a").error == f"{path}: Too odd. Use 8."
 
 
 async def test_a_rebuilt_artifact_that_is_damaged_again_fails(
