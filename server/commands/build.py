@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.commands.options import ModelOption, config_reader, failures
+from server.commands.options import ModelOption, VerifyOption, config_reader, failures, verified
 from server.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def build(
     config: Annotated[Path, typer.Argument(help="YAML file that names model and variants.")],
     model: ModelOption = None,
+    *,
+    verify: VerifyOption = False,
 ) -> None:
     """Build every variant of a config into the store, and show what came of it.
 
@@ -31,7 +33,7 @@ def build(
 
     source, read = config_reader(config, model, {})
     with failures():
-        variants = asyncio.run(_build(source, read))
+        variants = asyncio.run(_build(source, read, verify=verify))
     _show(variants)
     failed = [view for view in variants.views if view.error is not None]
     for view in failed:
@@ -40,7 +42,9 @@ def build(
     raise typer.Exit(ExitCode.FAILURE if failed else ExitCode.OK)
 
 
-async def _build(source: str, read: Callable[[], Config]) -> Variants:
+async def _build(source: str, read: Callable[[], Config], *, verify: bool) -> Variants:
+    import asyncio
+
     from artifacts.store import Store
     from server import logs, machine
     from server.child import ChildOptimizer
@@ -54,6 +58,8 @@ async def _build(source: str, read: Callable[[], Config]) -> Variants:
     planned = await plan(read, source, optimizer)
     config = planned.config
     logs.configure(config.log.level, config.log.format)
+    if verify:
+        planned = await asyncio.to_thread(verified, planned)
     variants = Variants(tuple(config.variants), config.traffic)
     threads = machine.usable_cores()
     with ProgressBars() as bars:

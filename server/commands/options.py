@@ -15,6 +15,7 @@ from server.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from server.config.fields import Config
+    from server.planning import Planned
 
 ConfigFile = Annotated[
     Path | None,
@@ -23,6 +24,13 @@ ConfigFile = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Hub id, folder or `demo`, in place of the config's model."),
+]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Check the whole hash of each stored artifact first; build a damaged one again.",
+    ),
 ]
 
 
@@ -38,6 +46,39 @@ def config_reader(
         # The demo's texts say nothing about another model: it is measured on text of its own.
         strong["evaluation"] = Unset
     return str(source), lambda: load(source, environment=os.environ, flags=strong)
+
+
+def verified(planned: Planned) -> Planned:
+    """Check the whole hash of every stored artifact; a damaged one counts as not found.
+
+    Nothing is removed: the build that follows drops it, once it holds the store's locks.
+
+    Raises:
+        StoreError: A file may not be read, or the disk fails.
+    """
+    from dataclasses import replace
+
+    import structlog
+
+    from artifacts.errors import CorruptArtifactError
+    from artifacts.store import Store
+
+    store = Store(planned.store)
+    variants = dict(planned.response.variants)
+    for name, variant in variants.items():
+        if variant.artifact is None:
+            continue
+        try:
+            store.open(variant.artifact, verify=True)
+        except CorruptArtifactError as damage:
+            structlog.get_logger(__name__).warning(
+                "stored artifact is damaged; building it again",
+                variant=name,
+                artifact=variant.artifact,
+                error=str(damage),
+            )
+            variants[name] = variant.model_copy(update={"artifact": None})
+    return replace(planned, response=planned.response.model_copy(update={"variants": variants}))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.commands.options import ConfigFile, ModelOption, config_reader, failures
+from server.commands.options import (
+    ConfigFile,
+    ModelOption,
+    VerifyOption,
+    config_reader,
+    failures,
+    verified,
+)
 from server.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -28,6 +35,7 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognise
 def serve(
     config: ConfigFile = None,
     model: ModelOption = None,
+    *,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")
     ] = None,
@@ -37,6 +45,7 @@ def serve(
     ops_port: Annotated[
         int | None, typer.Option(help="Port of metrics and health [default: 9464].")
     ] = None,
+    verify: VerifyOption = False,
 ) -> None:
     """Build the configured variants where the store lacks them, and serve them.
 
@@ -49,7 +58,7 @@ def serve(
     flags = {"server.host": host, "server.grpc_port": grpc_port, "server.ops_port": ops_port}
     source, read = config_reader(config, model, flags)
     with failures():
-        code = asyncio.run(_serve(source, read, started_s))
+        code = asyncio.run(_serve(source, read, started_s, verify=verify))
     if code is ExitCode.HANG:
         # The hung step still holds a thread; waiting for it would never end.
         sys.stdout.flush()
@@ -58,7 +67,9 @@ def serve(
     raise typer.Exit(code)
 
 
-async def _serve(source: str, read: Callable[[], Config], started_s: float) -> ExitCode:
+async def _serve(
+    source: str, read: Callable[[], Config], started_s: float, *, verify: bool
+) -> ExitCode:
     import asyncio
 
     from server import logs
@@ -76,6 +87,8 @@ async def _serve(source: str, read: Callable[[], Config], started_s: float) -> E
     await importing
     log = planned.config.log
     logs.configure(log.level, log.format)
+    if verify:
+        planned = await asyncio.to_thread(verified, planned)
 
     from server.app import App
 

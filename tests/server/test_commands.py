@@ -11,13 +11,17 @@ from typer.testing import CliRunner
 
 from artifacts.errors import StoreError
 from artifacts.layout import Layout
-from artifacts.protocol import FieldError
+from artifacts.manifest import FileEntry, Manifest
+from artifacts.protocol import FieldError, PlannedVariant, PlanResponse
+from artifacts.store import Store
 from server.catalog import BuildProgress, VariantLimits, VariantState, VariantView
 from server.cli import application
-from server.commands.options import config_reader, failures
+from server.commands.options import config_reader, failures, verified
 from server.commands.serve import _Greeting, _process_start_s
 from server.config.errors import ConfigError
+from server.config.fields import Config
 from server.exit_codes import ExitCode
+from server.planning import Planned
 from server.progress import ProgressBars
 from server.variants import Variants
 
@@ -120,6 +124,60 @@ def test_progress_bars_follow_a_build_to_its_end() -> None:
         assert bars._progress.tasks == []
 
 
+@pytest.fixture
+def planned(manifest: Manifest, tmp_path: Path) -> Planned:
+    """Two variants whose artifacts are in a store, and one that is to be built."""
+    store = Store(tmp_path / "store")
+    store.layout.create()
+    variants = {"new": PlannedVariant(recipe="n" * 64, chain=())}
+    for name, recipe in (("whole", "a" * 64), ("damaged", "b" * 64)):
+        files = []
+        for file, content in (("model.onnx", b""), ("model.onnx.data", name.encode())):
+            (tmp_path / file).write_bytes(content)
+            digest, size = store.add_blob(tmp_path / file)
+            files.append(FileEntry(name=file, size_bytes=size, sha256=digest))
+        update = {"recipe": recipe, "files": tuple(files)}
+        artifact = store.publish(manifest.model_copy(update=update))
+        store.open(artifact)
+        variants[name] = PlannedVariant(recipe=recipe, chain=(), artifact=artifact)
+    blob = store.open(variants["damaged"].artifact or "").path("model.onnx.data")
+    state = blob.stat()
+    blob.chmod(0o644)
+    blob.write_bytes(b"DAMAGED")
+    os.utime(blob, ns=(state.st_atime_ns, state.st_mtime_ns))
+    config = Config(model="demo", variants={name: [] for name in variants}, store=str(store.root))
+    return Planned(config, PlanResponse(variants=variants))
+
+
+def test_verifying_finds_what_the_store_s_record_does_not_know(planned: Planned) -> None:
+    """Size and time of the damaged file are as they were; what is whole stays found."""
+    before = planned.response.variants
+    after = verified(planned).response.variants
+    assert {name: variant.artifact for name, variant in after.items()} == {
+        "new": None,
+        "whole": before["whole"].artifact,
+        "damaged": None,
+    }
+    assert after["damaged"].recipe == before["damaged"].recipe
+
+
+@pytest.mark.parametrize("command", ["serve", "build"])
+@pytest.mark.parametrize("flags", [[], ["--verify"]])
+def test_the_flag_reaches_what_it_is_about(
+    monkeypatch: pytest.MonkeyPatch, command: str, flags: list[str]
+) -> None:
+    """Both commands verify when they are told to, and only then."""
+    asked: list[object] = []
+
+    async def ask(*_: object, verify: bool, **__: object) -> None:
+        asked.append(verify)
+        raise StoreError("Enough.")
+
+    monkeypatch.setattr(f"server.commands.{command}._{command}", ask)
+    CliRunner().invoke(application(), [command, "any.yaml", *flags])
+    assert asked == [bool(flags)]
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -132,7 +190,7 @@ def test_a_failed_build_names_its_variant_once(
 ) -> None:
     """A message that begins with the field at fault has said which variant it is."""
 
-    async def fail(*_: object) -> Variants:
+    async def fail(*_: object, **__: object) -> Variants:
         variants = Variants(["int4"], {})
         variants.change("int4", state=VariantState.FAILED, error=error)
         return variants
