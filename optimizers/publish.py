@@ -1,22 +1,24 @@
 """From a finished chain to an artifact in the store.
 
-Owns which files an artifact has, the generation defaults, and the rewriting of ``model.onnx`` so
-that its weights' name is their hash. Knows nothing of how the model was made.
+Owns which files an artifact has, and the rewriting of ``model.onnx`` so that its weights' name is
+their hash. Knows nothing of how the model was made.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from artifacts.digest import is_sha256
-from artifacts.manifest import FileEntry, GenerationDefaults
+from artifacts.manifest import FileEntry
 from artifacts.store import Store
 from optimizers.errors import StageError
+from optimizers.generation_config import generation_defaults
 from optimizers.tokenizer_files import tokenizer_bytes
+
+__all__ = ["MODEL", "WEIGHTS", "add_files", "generation_defaults", "relocated"]
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -70,34 +72,6 @@ def relocated(model: Path, location: str) -> bytes:
                 raise StageError(f"{MODEL} refers to {entry.value!r} besides {WEIGHTS}.")
             entry.value = location
     content: bytes = loaded.SerializeToString(deterministic=True)
-    return content
-
-
-def generation_defaults(folder: Path) -> GenerationDefaults:
-    """Read a model's own defaults: ``generation_config.json``, else what ``config.json`` has."""
-    config = _json(folder / "config.json")
-    own = _json(folder / "generation_config.json")
-    eos = own.get("eos_token_id")
-    if eos is None:
-        eos = config.get("eos_token_id")
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    bos = own.get("bos_token_id", config.get("bos_token_id"))
-    sampling = {
-        name: own[name]
-        for name in ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        if own.get(name) is not None
-    }
-    return GenerationDefaults(
-        eos_token_ids=tuple(dict.fromkeys(int(one) for one in ids)),
-        bos_token_id=bos if isinstance(bos, int) else None,
-        **sampling,
-    )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
