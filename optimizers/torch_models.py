@@ -7,6 +7,7 @@ float32). Knows nothing of stages.
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,11 @@ def load_module(folder: Path, *, dtype: str = "float32") -> Any:
     Raises:
         SourceError: transformers cannot make a causal language model of it.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a build's standard error is a log
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        module = _from_pretrained(folder, dtype)
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise SourceError(
             f"transformers cannot load {folder.name}: {str(error).splitlines()[0]}",
@@ -43,6 +37,27 @@ def load_module(folder: Path, *, dtype: str = "float32") -> Any:
             remedy="Name a causal language model that the installed transformers contains.",
         ) from error
     return module.eval()
+
+
+def _from_pretrained(folder: Path, dtype: str) -> Any:
+    """Load with attention of torch's own, whatever the config asks for.
+
+    A config may name a kernel, which transformers would fetch from the hub and run.
+    """
+    from transformers import AutoModelForCausalLM
+
+    load = partial(
+        AutoModelForCausalLM.from_pretrained,
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    try:
+        return load(attn_implementation="sdpa")
+    except ValueError:  # an architecture without it says so before any weights are read
+        return load(attn_implementation="eager")
 
 
 class TorchScorer:

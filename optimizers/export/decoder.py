@@ -78,7 +78,7 @@ def read_decoder(folder: Path) -> Decoder:
         raise refusal(architecture, ["it is not a causal language model"])
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise refusal(architecture, [f"transformers knows no causal model type {model_type!r}"])
-    if "quantization_config" in raw:
+    if raw.get("quantization_config"):
         raise refusal(architecture, ["its weights are quantized already; name the original"])
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if hasattr(config, "text_config"):
@@ -110,7 +110,9 @@ def empty_module(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", trust_remote_code=False
+        )
 
 
 def norm_epsilon(module: Any) -> float | None:
@@ -172,7 +174,7 @@ def _raw_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(raw, dict):
         raise ExportError(f"{path.name} is not an object.", path="model")
-    if "auto_map" in raw:
+    if raw.get("auto_map"):
         raise ExportError(
             "The model brings its own code (auto_map), which is never run.",
             path="model",
