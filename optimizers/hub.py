@@ -6,7 +6,8 @@ Knows nothing of what is done with a model.
 
 from __future__ import annotations
 
-import os
+import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,19 @@ from typing import Any
 from artifacts.digest import sha256_json, write_atomically
 from artifacts.layout import Layout
 from optimizers.errors import SourceError
-from optimizers.model_folder import ALLOWED, check_configs, check_weights
+from optimizers.model_folder import ALLOWED, CHECKED, check_configs, check_weights
 
 _TIMEOUT_S = 10.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a full commit, which needs no looking up."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def resolve(
-    model: str, revision: str, *, layout: Layout, offline: bool
+    model: str, revision: str, *, layout: Layout | None, offline: bool
 ) -> tuple[str, tuple[str, ...]]:
     """Find the commit of a branch or tag, and refuse a model without safetensors.
 
@@ -33,6 +40,12 @@ def resolve(
     """
     from huggingface_hub import constants
 
+    if revision.startswith("/") or ".." in revision:  # it becomes part of a path in the cache
+        raise SourceError(
+            f"{revision!r} is no revision.",
+            path="revision",
+            remedy="Name a branch, a tag or a full commit.",
+        )
     if offline or constants.HF_HUB_OFFLINE:
         known = known_commit(model, revision, layout)
         if known is None:
@@ -50,9 +63,11 @@ def resolve(
         return known, (f"The hub cannot be reached; {model} is pinned to the known {known}.",)
     check_weights([one.rfilename for one in info.siblings or ()], model)
     commit = str(info.sha)
-    if os.access(layout.sources, os.W_OK):
-        record = _record(model, revision, layout)
-        write_atomically(record, commit.encode(), scratch=layout.tmp)
+    if layout is not None:
+        # The record only helps a later start without network: a full disk must not stop this one.
+        with contextlib.suppress(OSError):
+            record = _record(model, revision, layout)
+            write_atomically(record, commit.encode(), scratch=layout.tmp)
     return commit, ()
 
 
@@ -70,27 +85,31 @@ def download(
 
     offline = offline or constants.HF_HUB_OFFLINE
     report(0.0, f"fetching the configuration of {model}")
-    folder = _snapshot(model, commit, ["config.json", "tokenizer_config.json"], offline=offline)
+    folder = _snapshot(model, commit, list(CHECKED), offline=offline)
     check_configs(folder)
     report(0.1, f"fetching {model}")
     return _snapshot(model, commit, list(ALLOWED), offline=offline)
 
 
-def known_commit(model: str, revision: str, layout: Layout) -> str | None:
+def known_commit(model: str, revision: str, layout: Layout | None) -> str | None:
     """The commit that a branch or tag was last seen at; the newer of the two records counts.
 
     The client's cache keeps its own record only of what was fetched by that branch's name.
     """
     from huggingface_hub import constants
 
-    records = [_record(model, revision, layout)]
-    if ".." not in revision.split("/"):
-        folder = Path(constants.HF_HUB_CACHE) / ("models--" + model.replace("/", "--"))
-        records.append(folder / "refs" / revision)
-    found = [record for record in records if record.is_file()]
-    if not found:
-        return None
-    return max(found, key=lambda record: record.stat().st_mtime_ns).read_text().strip()
+    folder = Path(constants.HF_HUB_CACHE) / ("models--" + model.replace("/", "--"))
+    records = [folder / "refs" / revision]
+    if layout is not None:
+        records.append(_record(model, revision, layout))
+    found: list[tuple[int, str]] = []
+    for record in records:
+        # A record that is missing, or cannot be read, is one that does not count.
+        with contextlib.suppress(OSError, ValueError):
+            commit = record.read_text(encoding="ascii").strip()
+            if is_commit(commit):
+                found.append((record.stat().st_mtime_ns, commit))
+    return max(found)[1] if found else None
 
 
 def _record(model: str, revision: str, layout: Layout) -> Path:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from optimizers.errors import SourceError
 from optimizers.model_folder import Checked, check_folder, content_revision
 
 DEMO = "demo"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,10 @@ class Source:
     folder: Path
 
 
-def pin(model: str, revision: str | None, *, layout: Layout, offline: bool) -> Pinned:
+def pin(model: str, revision: str | None, *, layout: Layout | None, offline: bool) -> Pinned:
     """Find a source and fix its revision, reading as little as possible.
+
+    What was learned is recorded in the store of ``layout``, where there is one that can be written.
 
     Raises:
         SourceError: There is no such model, or it is refused.
@@ -61,8 +64,9 @@ def pin(model: str, revision: str | None, *, layout: Layout, offline: bool) -> P
             path="revision",
             remedy="Remove revision; a folder is pinned by its content.",
         )
-    check_folder(folder)
-    found = content_revision(folder, layout)
+    with _reading(folder):
+        check_folder(folder)
+        found = content_revision(folder, layout)
     if revision is not None and revision != found:
         raise SourceError(
             f"The files of {model!r} have changed: {found} is not {revision}.",
@@ -91,7 +95,8 @@ def fetch(
         from optimizers import hub
 
         folder = hub.download(pinned.id, pinned.revision, offline=offline, report=report)
-    checked: Checked = check_folder(folder)
+    with _reading(folder):
+        checked: Checked = check_folder(folder)
     return Source(
         model=ModelSource(
             id=pinned.id,
@@ -113,9 +118,17 @@ def local_folder(model: str) -> Path | None:
         import demo
 
         return demo.path()
-    path = Path(model).expanduser()
-    if model.strip() and path.is_dir():
-        return path.resolve()
+    try:
+        path = Path(model).expanduser()
+        if model.strip() and path.is_dir():
+            return path.resolve()
+    # The home of nobody, a name that is too long, or a place that this user may not look into.
+    except (OSError, RuntimeError) as error:
+        raise SourceError(
+            f"{model!r} cannot be looked up: {getattr(error, 'strerror', None) or error}.",
+            path="model",
+            remedy="Write owner/name, a path that this user can read, or demo.",
+        ) from error
     if model.startswith(("/", ".", "~")) or model.count("/") > 1 or os.sep in model[-1:]:
         raise SourceError(f"There is no folder {model!r}.", path="model", remedy="Check the path.")
     if _HUB_ID.fullmatch(model) is None:
@@ -127,10 +140,23 @@ def local_folder(model: str) -> Path | None:
     return None
 
 
-def _pin_hub(model: str, revision: str | None, layout: Layout, *, offline: bool) -> Pinned:
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return Pinned(id=model, revision=revision, folder=None)
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Translate what the operating system says about a model folder."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(
+            f"{error.filename or folder} cannot be read: {error.strerror or error}.",
+            path="model",
+            remedy="Give this user read access to the model's folder and files.",
+        ) from error
+
+
+def _pin_hub(model: str, revision: str | None, layout: Layout | None, *, offline: bool) -> Pinned:
     from optimizers import hub
 
+    if revision is not None and hub.is_commit(revision):
+        return Pinned(id=model, revision=revision, folder=None)
     commit, warnings = hub.resolve(model, revision or "main", layout=layout, offline=offline)
     return Pinned(id=model, revision=commit, folder=None, warnings=warnings)

@@ -263,6 +263,54 @@ def test_what_is_not_cached_cannot_be_had_offline(online: Child, hub: Hub) -> No
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_revision_is_no_path(online: Child, hub: Hub, tmp_path: Path, *, offline: bool) -> None:
+    """What lies elsewhere on this disk is no record of the cache, whatever it holds."""
+    secret = tmp_path / "secret"
+    secret.write_text(OLDER)
+    (tmp_path / "hf" / "hub" / "models--someone--tiny" / "refs").mkdir(parents=True)
+    for revision in (str(secret), "../../../../secret"):
+        plan = online.plan(MODEL, {"v": []}, revision=revision, offline=offline)
+        assert [error.path for error in plan.errors] == ["revision"]
+        assert plan.revision is None
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"not a commit", b"\xff" * 40, OLDER.encode() + b"0"],
+    ids=["words", "bytes", "longer"],
+)
+def test_a_record_that_names_no_commit_does_not_count(
+    online: Child, tmp_path: Path, content: bytes
+) -> None:
+    """Only a full commit pins anything."""
+    refs = tmp_path / "hf" / "hub" / "models--someone--tiny" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_bytes(content)
+    (error,) = online.plan(MODEL, {"v": []}, offline=True).errors
+    assert "offline" in error.message
+
+
+def test_a_record_that_cannot_be_written_stops_no_plan(online: Child) -> None:
+    """It only helps a later start without network."""
+    online.plan(MODEL, {"v": []})
+    for record in (online.store / "sources").iterdir():
+        record.unlink()
+    (online.store / "tmp").rmdir()  # fails like a full disk, for root too
+    assert online.plan(MODEL, {"v": []}).revision == COMMIT
+    assert list((online.store / "sources").iterdir()) == []
+
+
+def test_generation_defaults_are_refused_before_weights_are_fetched(
+    online: Child, hub: Hub
+) -> None:
+    """They are needed last, and checked first."""
+    hub.files["generation_config.json"] = b'{"temperature": "hot"}'
+    assert "temperature" in _fetch(online, COMMIT)["error"]
+    assert "model.safetensors" not in hub.fetched()
+
+
 @pytest.mark.parametrize(
     ("model", "revision", "path"),
     [("someone/else", None, "model"), (MODEL, "no-such-branch", "revision")],

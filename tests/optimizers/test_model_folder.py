@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from artifacts.layout import Layout
+from benchmarks import zoo
 from optimizers.errors import SourceError
-from optimizers.model_folder import check_folder, content_revision, is_allowed
+from optimizers.export.decoder import read_decoder
+from optimizers.generation_config import generation_defaults
+from optimizers.model_folder import check_folder, content_revision, is_allowed, weights_files
 from optimizers.sources import fetch, local_folder, pin
 from optimizers.tokenizer_files import tokenizer_bytes
+from optimizers.torch_models import load_module
 
 
 @pytest.fixture
@@ -29,11 +34,57 @@ def _edit(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**content, **fields}))
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 def test_a_model_with_code_of_its_own_is_refused(folder: Path, name: str) -> None:
     """auto_map names Python files; they are never run, so the model cannot be served."""
     _edit(folder / name, auto_map={"AutoModelForCausalLM": "modeling.Evil"})
     with pytest.raises(SourceError, match=f"{name}.*auto_map"):
+        check_folder(folder)
+
+
+def test_an_empty_map_brings_no_code(folder: Path) -> None:
+    """Some tools write the key in any case; checking and exporting agree on what it means."""
+    _edit(folder / "config.json", auto_map={})
+    check_folder(folder)
+    assert read_decoder(folder).architecture == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attn_implementation": "someone/kernel"},
+        {"attn_implementation": {"text_config": "paged|someone/kernel"}},
+        {"experts_implementation": "someone/kernel"},
+        {"text_config": {"_attn_implementation": "someone/kernel"}},
+        {"_attn_implementation": "flash_attention_2"},
+    ],
+)
+def test_native_code_of_the_hub_is_refused(folder: Path, fields: dict[str, Any]) -> None:
+    """Transformers would fetch and load it without being asked."""
+    _edit(folder / "config.json", **fields)
+    with pytest.raises(SourceError, match=r"config\.json.*_implementation.*never run") as caught:
+        check_folder(folder)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["eager", "flash_attention_2", "no_such_attention"])
+def test_the_attention_that_a_config_asks_for_is_not_used(folder: Path, name: str) -> None:
+    """What computes the model is chosen here, whatever would be installed or fetched for it."""
+    _edit(folder / "config.json", attn_implementation=name)
+    check_folder(folder)
+    assert load_module(folder).config._attn_implementation == "sdpa"
+
+
+def test_a_module_without_sdpa_attends_eagerly(tmp_path: Path) -> None:
+    """Some architectures have nothing else."""
+    module = load_module(zoo.write_model(tmp_path / "bloom", "bloom"))
+    assert module.config._attn_implementation == "eager"
+
+
+def test_weights_of_another_name_are_refused(folder: Path) -> None:
+    """They would be loaded by torch, and be no part of the revision."""
+    _edit(folder / "config.json", transformers_weights="other.safetensors")
+    with pytest.raises(SourceError, match="transformers_weights"):
         check_folder(folder)
 
 
@@ -66,6 +117,9 @@ def test_a_quantized_model_is_refused(folder: Path) -> None:
     _edit(folder / "config.json", quantization_config={"quant_method": "gptq"})
     with pytest.raises(SourceError, match="gptq"):
         check_folder(folder)
+    _edit(folder / "config.json", quantization_config=True)
+    with pytest.raises(SourceError, match=r"quantized \(unknown\)"):
+        check_folder(folder)
 
 
 @pytest.mark.parametrize("shard", ["model-00002-of-00002.safetensors", "../../etc/passwd"])
@@ -76,6 +130,116 @@ def test_an_index_must_name_files_that_are_there(folder: Path, shard: str) -> No
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(SourceError, match="its index names"):
         check_folder(folder)
+
+
+@pytest.mark.parametrize("places", [None, [], {}, {"a": 1}, {"a": ["b"]}, "model.safetensors"])
+def test_an_index_that_maps_nothing_is_refused(folder: Path, places: Any) -> None:
+    """The error names the file and its field."""
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(SourceError, match=r"weight_map of .*index\.json"):
+        check_folder(folder)
+
+
+def test_shards_without_an_index_are_refused(folder: Path) -> None:
+    """Nothing would say which of them belong together."""
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    with pytest.raises(SourceError, match=r"neither .*index\.json"):
+        check_folder(folder)
+
+
+def test_only_the_models_own_weights_count(folder: Path) -> None:
+    """An older state or a second copy beside the model is no part of it."""
+    content = (folder / "model.safetensors").read_bytes()
+    for name in ("z_old.safetensors", "consolidated.safetensors"):
+        (folder / name).write_bytes(content)
+    assert weights_files(folder) == [folder / "model.safetensors"]
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model-00002-of-00002.safetensors").write_bytes(content)
+    (folder / "model-00001-of-00009.safetensors").write_bytes(content)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = {"weight_map": dict(zip("abc", [*shards[::-1], shards[0]], strict=True))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights_files(folder) == [folder / shard for shard in shards]
+
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:1f\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda _: _LFS_POINTER, "Git LFS pointer"),
+        (lambda content: content[:-1], "truncated: it has"),
+        (lambda content: content[:100], "truncated: it ends in its header"),
+        (lambda _: b"", "truncated"),
+        (lambda content: content + b"more", "damaged"),
+        (lambda _: b"<html>404</html>", "no safetensors file"),
+        (lambda _: (2).to_bytes(8, "little") + b"[]", "header cannot be read"),
+        (lambda _: (9).to_bytes(8, "little") + b'{"a": {}}', "header cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00001.safetensors"])
+def test_weights_that_are_not_whole_are_refused(
+    folder: Path, damage: Callable[[bytes], bytes], words: str, name: str
+) -> None:
+    """The file is named, and the remedy is to fetch it again, before anything is loaded."""
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(damage(content))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(SourceError, match=f"{name} is .*{words}") as caught:
+        check_folder(folder)
+    assert "Fetch the model again" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"eos_token_id": "x"}', "eos_token_id"),
+        ('{"eos_token_id": [[1]]}', "eos_token_id"),
+        ('{"eos_token_id": true}', "eos_token_id"),
+        ('{"temperature": "hot"}', "temperature"),
+        ('{"temperature": NaN}', "temperature"),
+        ('{"top_k": 40.5}', "top_k"),
+        ('{"top_p"', "no JSON"),
+        ("[]", "no JSON object"),
+    ],
+)
+def test_generation_defaults_that_mean_nothing_are_refused(
+    folder: Path, content: str, words: str
+) -> None:
+    """They are needed last: found only then, a mistake would cost the whole build."""
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(SourceError, match=words) as caught:
+        check_folder(folder)
+    assert "generation_config.json" in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_generation_defaults_come_from_both_configs(folder: Path) -> None:
+    """The model's own file wins; the end of a text may be named in the other alone."""
+    _edit(folder / "config.json", eos_token_id=[5, 6, 5], bos_token_id=1)
+    (folder / "generation_config.json").write_text('{"temperature": 0.5, "top_k": null}')
+    defaults = generation_defaults(folder)
+    assert defaults.eos_token_ids == (5, 6)
+    assert (defaults.bos_token_id, defaults.temperature, defaults.top_k) == (1, 0.5, None)
+    _edit(folder / "config.json", eos_token_id=[[1]])
+    with pytest.raises(SourceError, match=r"eos_token_id of .*/config\.json"):
+        generation_defaults(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_that_cannot_be_read_is_an_error_of_the_model(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    """The system's refusal is told with the file's name; here it is an error of the device."""
+    (folder / name).unlink()
+    (folder / name).symlink_to("/proc/self/mem")
+    with pytest.raises(SourceError, match="cannot be read") as caught:
+        pin(str(folder), None, layout=Layout(tmp_path / "none"), offline=True)
+    assert caught.value.path == "model"
+    assert "read access" in caught.value.remedy
 
 
 def test_only_named_files_are_read() -> None:
@@ -99,6 +263,16 @@ def test_a_revision_is_remembered_by_size_and_mtime(folder: Path, tmp_path: Path
     (folder / "model.safetensors").touch()
     assert content_revision(folder, layout) == first
     assert content_revision(folder, Layout(tmp_path / "none")) == first
+    assert content_revision(folder, None) == first
+
+
+def test_a_record_that_cannot_be_written_stops_nothing(folder: Path, tmp_path: Path) -> None:
+    """It only saves the next start a hash."""
+    layout = Layout(tmp_path / "store")
+    layout.create()
+    layout.tmp.rmdir()  # fails like a full disk, for root too
+    assert content_revision(folder, layout) == content_revision(folder, None)
+    assert list(layout.sources.iterdir()) == []
 
 
 def test_a_license_is_taken_from_the_card(folder: Path, tmp_path: Path) -> None:
@@ -111,7 +285,10 @@ def test_a_license_is_taken_from_the_card(folder: Path, tmp_path: Path) -> None:
     assert source.model.id == "model"
 
 
-@pytest.mark.parametrize("name", ["/none", "./none", "~/none", "a/b/c", "", "what is this?"])
+@pytest.mark.parametrize(
+    "name",
+    ["/none", "./none", "~/none", "~nouser/x", "a/b/c", "", "what is this?", "a" * 97, "a" * 400],
+)
 def test_a_name_that_means_nothing_is_refused(name: str) -> None:
     """A path that is not there is not looked up on the hub."""
     with pytest.raises(SourceError):
