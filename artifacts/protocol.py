@@ -22,14 +22,17 @@ class Texts(Frozen):
 
 
 class PlanRequest(Frozen):
-    """What a config says about models and chains; unvalidated below ``variants``."""
+    """What a config says about models and chains; unvalidated below ``variants``.
+
+    Without a store, chains are judged, no artifact is looked up and nothing is kept.
+    """
 
     model: str
     revision: str | None = None
     calibration: Texts | None = None
     evaluation: Texts | None = None
     variants: dict[str, Any]
-    store: str
+    store: str | None = None
     offline: bool = False
 
 

@@ -21,12 +21,20 @@ def check(name: str) -> Path:
     Raises:
         TextError: It does not exist, has another form, or is too large.
     """
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        size = path.stat().st_size if path.is_file() else None
+    # The home of nobody, a name that is too long, or a place that this user may not look into.
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TextError(
+            f"{name!r} cannot be looked up: {reason}.", remedy="Check the path."
+        ) from error
     if path.suffix not in {".jsonl", ".txt"}:
         raise TextError(f"{name!r} is neither .jsonl nor .txt.", remedy=_FORMS)
-    if not path.is_file():
+    if size is None:
         raise TextError(f"There is no file {name!r}.", remedy="Check the path.")
-    if (size := path.stat().st_size) > LARGEST_BYTES:
+    if size > LARGEST_BYTES:
         raise TextError(
             f"{name!r} has {size} bytes; at most {LARGEST_BYTES} are read.",
             remedy="Take a sample of it: a few hundred documents are enough.",

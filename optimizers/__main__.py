@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
+import traceback
 
 from pydantic import ValidationError
 
-from artifacts.errors import ArtifactError
 from artifacts.protocol import FieldError, PlanRequest, PlanResponse
-from artifacts.store import Store
 from optimizers import events
 
 _USAGE = "usage: python -m optimizers plan|build < request.json\n"
@@ -40,7 +38,7 @@ def _plan() -> int:
 
 
 def _planned(content: bytes) -> PlanResponse:
-    from optimizers.plan import field_error, plan
+    from optimizers.plan import plan
 
     try:
         request = PlanRequest.model_validate_json(content)
@@ -52,12 +50,18 @@ def _planned(content: bytes) -> PlanResponse:
             )
         )
     try:
-        store = Store(Path(request.store).expanduser())
-        if not store.layout.manifests.is_dir():  # else it may as well be a read-only mount
-            store.layout.create()
-        return plan(request, store)
-    except ArtifactError as error:
-        return PlanResponse(errors=(field_error(error, "store"),))
+        return plan(request)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the parent must be told
+        traceback.print_exc(file=sys.stderr)
+        return PlanResponse(
+            errors=(
+                FieldError(
+                    path="",
+                    message=f"The config could not be judged: {type(error).__name__}: {error}.",
+                    remedy="See the optimizer's log for the traceback, and please report it.",
+                ),
+            )
+        )
 
 
 def _build() -> int:

@@ -5,8 +5,13 @@ Finds all errors at once and imports nothing heavy. Knows nothing of how anythin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from artifacts import texts
-from artifacts.errors import ArtifactError, TextError
+from artifacts.errors import ArtifactError, StoreError
+from artifacts.layout import storing
 from artifacts.protocol import FieldError, PlannedVariant, PlanRequest, PlanResponse
 from artifacts.store import Store
 from optimizers.errors import OptimizerError
@@ -16,25 +21,25 @@ from optimizers.spec import parse_variant
 from optimizers.stage import Stage
 
 
-def plan(request: PlanRequest, store: Store) -> PlanResponse:
+def plan(request: PlanRequest) -> PlanResponse:
     """Answer with the errors of all fields and the recipe of each variant without any."""
     errors: list[FieldError] = []
     warnings: tuple[str, ...] = ()
     source: Pinned | None = None
-    try:
-        source = pin(request.model, request.revision, layout=store.layout, offline=request.offline)
+    store: Store | None = None
+    with _noting(errors, "store"):
+        store = None if request.store is None else _open_store(request.store)
+    layout = None if store is None else store.layout
+    with _noting(errors, "model"):
+        source = pin(request.model, request.revision, layout=layout, offline=request.offline)
         warnings = source.warnings
-    except (OptimizerError, ArtifactError) as error:
-        errors.append(field_error(error, "model"))
     for field, given in (("calibration", request.calibration), ("evaluation", request.evaluation)):
-        try:
-            if given is not None:
+        if given is not None:
+            with _noting(errors, f"{field}.text"):
                 texts.check(given.text)
-        except TextError as error:
-            errors.append(field_error(error, f"{field}.text"))
 
     def pin_other(model: str, revision: str | None) -> str:
-        return pin(model, revision, layout=store.layout, offline=request.offline).revision
+        return pin(model, revision, layout=layout, offline=request.offline).revision
 
     variants: dict[str, PlannedVariant] = {}
     for name, value in request.variants.items():
@@ -42,33 +47,53 @@ def plan(request: PlanRequest, store: Store) -> PlanResponse:
         found = list(chain.errors)
         stages: list[Stage] = []
         for index, stage in enumerate(chain.stages if not found else ()):
-            try:
+            path = f"variants.{name}.chain[{index}].{stage.name}"
+            with _noting(found, path, prefix=path):
                 stages.append(stage.pinned(pin_other))
-            except (OptimizerError, ArtifactError) as error:
-                path = f"variants.{name}.chain[{index}].{stage.name}"
-                found.append(field_error(error, path, prefix=path))
         errors += found
         if found or source is None:
             continue
         recipe = recipe_digest(source.revision, stages)
+        artifact: str | None = None
+        with _noting(errors, "store"):
+            artifact = None if store is None else store.find(recipe)
         variants[name] = PlannedVariant(
             recipe=recipe,
             chain=tuple(stage.as_item() for stage in stages),
-            artifact=store.find(recipe),
+            artifact=artifact,
             warnings=warnings,
         )
     return PlanResponse(
-        errors=tuple(errors),
+        errors=tuple(dict.fromkeys(errors)),
         revision=source.revision if source is not None else None,
         variants=variants,
     )
 
 
-def field_error(
-    error: OptimizerError | ArtifactError, path: str, *, prefix: str = ""
-) -> FieldError:
-    """Tell an error with the path of the field at fault."""
-    own = error.path if isinstance(error, OptimizerError) else ""
-    if prefix and own:
-        own = f"{prefix}.{own}"
-    return FieldError(path=own or path, message=str(error.args[0]), remedy=error.remedy)
+def _open_store(name: str) -> Store:
+    """Give the store, made as far as it is missing.
+
+    Raises:
+        StoreError: It cannot be made, or there is no such place.
+    """
+    try:
+        store = Store(Path(name).expanduser())
+    except RuntimeError as error:
+        raise StoreError(f"{name!r} is no folder: {error}", remedy="Check the path.") from error
+    with storing(store.root):
+        exists = store.layout.manifests.is_dir()
+    if not exists:  # else it may as well be a read-only mount
+        store.layout.create()
+    return store
+
+
+@contextmanager
+def _noting(errors: list[FieldError], path: str, *, prefix: str = "") -> Iterator[None]:
+    """Add what is wrong with the field at ``path`` to ``errors``, and go on."""
+    try:
+        yield
+    except (OptimizerError, ArtifactError) as error:
+        own = error.path if isinstance(error, OptimizerError) else ""
+        if prefix and own:
+            own = f"{prefix}.{own}"
+        errors.append(FieldError(path=own or path, message=str(error.args[0]), remedy=error.remedy))

@@ -33,7 +33,7 @@ class Planned:
     @property
     def store(self) -> Path:
         """The artifact store's folder."""
-        return _store(self.config)
+        return Path(self.config.store).expanduser()
 
     def build_request(self, variant: str, planned: PlannedVariant, *, threads: int) -> BuildRequest:
         """What the optimizer is asked to build."""
@@ -78,7 +78,7 @@ async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) ->
             calibration=_texts(config.calibration),
             evaluation=_texts(config.evaluation),
             variants=config.variants,
-            store=str(_store(config)),
+            store=config.store,
             offline=config.offline,
         )
     )
@@ -88,15 +88,13 @@ async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) ->
 
 
 async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[Any]:
-    """Errors of the chains of a config that is wrong elsewhere."""
+    """Errors of the chains of a config that is wrong elsewhere; its store is left alone."""
     variants = content.get("variants")
     if not isinstance(variants, dict) or not variants:
         return []
-    model = content.get("model")
     request = PlanRequest(
-        model=model if isinstance(model, str) and model else "demo",
+        model="demo",  # its own is judged when all else is right: it may be large, or far away
         variants={str(name): chain for name, chain in variants.items()},
-        store=str(content.get("store") or "/nonexistent"),
         offline=True,
     )
     with contextlib.suppress(OptimizerError):  # what the config itself says wrong is shown anyway
@@ -107,7 +105,3 @@ async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[A
 
 def _texts(file: TextFile | None) -> Texts | None:
     return None if file is None else Texts(text=file.text)
-
-
-def _store(config: Config) -> Path:
-    return Path(config.store).expanduser()

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -123,6 +123,95 @@ def test_a_store_that_cannot_be_made_is_told(
     (tmp_path / "file").write_text("")
     plan = type(child)(tmp_path / "file" / "store").plan(str(tiny_llama_folder), {"v": []})
     assert [error.path for error in plan.errors] == ["store"]
+
+
+def test_a_store_that_cannot_be_made_hides_no_other_error(
+    child: Child, tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    """Its error stands beside those of model and chains."""
+    (tmp_path / "file").write_text("")
+    for store in (tmp_path / "file" / "store", Path("~nouser/store"), tmp_path / ("s" * 400)):
+        plan = type(child)(store).plan(
+            str(tiny_llama_folder), {"bad": [{"quantise": {}}]}, evaluation={"text": "none.txt"}
+        )
+        assert [error.path for error in plan.errors] == [
+            "store",
+            "evaluation.text",
+            "variants.bad.chain[0].quantise",
+        ]
+
+
+def test_a_store_that_cannot_be_read_is_told_once(child: Child, tiny_llama_folder: Path) -> None:
+    """Every variant asks it, and its error is one."""
+    recipe = child.plan(str(tiny_llama_folder), {"v": []}).variants["v"].recipe
+    (child.store / "recipes" / f"{recipe}.json").mkdir()
+    plan = child.plan(str(tiny_llama_folder), {"v": [], "w": [], "bad": [{"quantise": {}}]})
+    assert [error.path for error in plan.errors] == ["store", "variants.bad.chain[0].quantise"]
+
+
+def test_without_a_store_chains_are_judged_and_nothing_is_made(
+    child: Child, tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    """A config that is wrong elsewhere need not have a store yet."""
+    plan = child.plan(str(tiny_llama_folder), {"bad": [{"quantise": {}}], "v": []}, store=None)
+    assert [error.path for error in plan.errors] == ["variants.bad.chain[0].quantise"]
+    assert plan.variants["v"].artifact is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_stops_no_plan(child: Child, tiny_llama_folder: Path) -> None:
+    """What a plan would keep is only for the next one's sake."""
+    assert not child.plan(str(tiny_llama_folder), {"v": []}).errors
+    for record in (child.store / "sources").iterdir():
+        record.unlink()
+    request = {"model": str(tiny_llama_folder), "variants": {"v": []}, "store": str(child.store)}
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "from optimizers.__main__ import main\n"
+        "sys.exit(main(['plan']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        env={**child.environment, "PYTHONDONTWRITEBYTECODE": "1", "COVERAGE_PROCESS_START": ""},
+        cwd=child.root,
+        check=False,
+    )
+    assert set(json.loads(done.stdout)["variants"]) == {"v"}, done.stderr.decode()
+    assert list((child.store / "sources").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["~nouser/x.txt", "/" + "x" * 400 + ".txt"])
+@pytest.mark.parametrize("field", ["model", "evaluation"])
+def test_names_that_cannot_be_looked_up_are_errors_of_their_field(
+    child: Child, tiny_llama_folder: Path, name: str, field: str
+) -> None:
+    """The home of nobody, or a name that no file can have, stands beside the other errors."""
+    model = name if field == "model" else str(tiny_llama_folder)
+    text = name if field == "evaluation" else str(Path(__file__).with_name("none.txt"))
+    plan = child.plan(model, {"bad": [{"quantise": {}}]}, evaluation={"text": text})
+    wanted = ["evaluation.text", "variants.bad.chain[0].quantise"]
+    assert [error.path for error in plan.errors] == ["model", *wanted][-2 - (field == "model") :]
+    assert all(error.remedy for error in plan.errors)
+
+
+def test_what_nobody_thought_of_is_an_error_and_no_crash(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parent gets an answer, and the log the traceback."""
+    from optimizers import __main__ as program
+    from optimizers import plan as planning
+
+    def fail(_: Any) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(planning, "plan", fail)
+    (error,) = program._planned(b'{"model": "demo", "variants": {}}').errors
+    assert "ZeroDivisionError: by zero" in error.message
+    assert "log" in error.remedy
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_stored_artifact_is_named(built: BuiltVariants) -> None:

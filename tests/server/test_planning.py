@@ -51,6 +51,26 @@ async def test_both_sides_errors_are_shown_together() -> None:
     assert await errors_of(refuse, optimizer) == [CONFIG_ERROR, CHAIN_ERROR]
 
 
+async def test_a_config_that_is_wrong_touches_no_store() -> None:
+    """Its store may be what is wrong; chains are judged without one."""
+    optimizer = FakeOptimizer(PlanResponse())
+    content = {"model": "demo", "variants": {"v": []}, "store": "/somewhere/else"}
+
+    def wrong() -> Config:
+        raise ConfigError("c.yaml", [CONFIG_ERROR], content)
+
+    await errors_of(wrong, optimizer)
+    assert [request.store for request in optimizer.asked] == [None]
+
+
+async def test_a_store_in_nobodys_home_is_the_optimizers_to_refuse() -> None:
+    """Its error comes with all others, so nothing here may fail on it before."""
+    error = FieldError(path="store", message="no home")
+    optimizer = FakeOptimizer(PlanResponse(errors=(error,)))
+    config = CONFIG.model_copy(update={"store": "~nouser/store"})
+    assert await errors_of(lambda: config, optimizer) == [error]
+
+
 async def test_an_optimizer_that_fails_hides_no_config_error() -> None:
     """What is known to be wrong is told in any case."""
     optimizer = FakeOptimizer(OptimizerError("not installed"))
