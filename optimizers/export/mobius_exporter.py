@@ -24,6 +24,7 @@ from optimizers.export.folding import fold_transposes
 from optimizers.export.graph_file import save
 from optimizers.export.packed import pack
 from optimizers.export.plain import plain_spec
+from optimizers.model_folder import weights_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,11 +106,8 @@ def _weights(folder: Path) -> dict[str, Any]:
     """Map the folder's weights into memory; files may be links into a download cache."""
     from safetensors.torch import load_file
 
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError("the folder holds no safetensors file")
     weights: dict[str, Any] = {}
-    for file in files:
+    for file in weights_files(folder):
         weights.update(load_file(file))
     return weights
 

@@ -1,16 +1,22 @@
 """Runs Optimum's exporter; executed by an interpreter of its own, never imported.
 
 Usage: ``python optimum_child.py MODEL_FOLDER OUT_FOLDER``. It needs optimum-onnx and its
-transformers 4, and nothing of this project.
+transformers 4, and nothing of this project. It exits when its standard input is closed, which the
+kernel does even for a parent that was killed.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+
+_ORPHANED = 75  # EX_TEMPFAIL of sysexits.h, as the optimizer's own children say it
 
 
 def main() -> None:
     """Write ``OUT_FOLDER/model.onnx`` in Optimum's form with past key values."""
+    threading.Thread(target=_exit_when_closed, name="stdin-watch", daemon=True).start()
     from optimum.exporters.onnx import main_export
 
     model, out = sys.argv[1:]
@@ -25,6 +31,12 @@ def main() -> None:
         local_files_only=True,
         no_post_process=False,
     )
+
+
+def _exit_when_closed() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(_ORPHANED)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from optimizers.export import optimum_child
 from optimizers.export.graph_file import MODEL_FILE, save
 from optimizers.export.plain import plain_spec
+from optimizers.model_folder import INDEX, weights_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,10 @@ def export(decoder: Decoder, out: Path, python: str) -> GraphSpec:
     """
     import onnx_ir as ir
 
-    with _translated(decoder) as folder, tempfile.TemporaryDirectory(prefix="optimum-") as made:
+    out.mkdir(parents=True, exist_ok=True)
+    # What is not finished lies inside ``out``, so that it goes with it if this process is killed.
+    made_in = tempfile.TemporaryDirectory(prefix="optimum-", dir=out)
+    with _translated(decoder, out) as folder, made_in as made:
         _run(python, folder, Path(made))
         model = ir.load(Path(made) / MODEL_FILE)
         graph = plain_spec(model, decoder)
@@ -50,32 +54,46 @@ def export(decoder: Decoder, out: Path, python: str) -> GraphSpec:
 
 
 def _run(python: str, folder: Path, out: Path) -> None:
+    """Have the child export; it ends with this process, whose end of a pipe it watches."""
     command = [python, "-I", str(Path(optimum_child.__file__)), str(folder), str(out)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    reading, writing = os.pipe()
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+            command,
+            env=environment,
+            stdin=reading,
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise OptimumError(f"{python} cannot be used: {error}") from error
+    finally:
+        os.close(reading)
+        os.close(writing)
     if done.returncode != 0:
         lines = [line for line in done.stderr[-_SAID:].splitlines() if line.strip()]
         raise OptimumError(lines[-1] if lines else f"exit status {done.returncode}")
 
 
 @contextmanager
-def _translated(decoder: Decoder) -> Iterator[Path]:
-    """Give a copy of the folder with the config of transformers 4; weights are links."""
+def _translated(decoder: Decoder, out: Path) -> Iterator[Path]:
+    """Give a copy of the folder, inside ``out``, with the config of transformers 4.
+
+    Weights are links.
+    """
     config: dict[str, Any] = json.loads((decoder.folder / "config.json").read_text("utf-8"))
     parameters = config.pop("rope_parameters", None)
     if parameters:
         config.update(_rope(parameters))
-    with tempfile.TemporaryDirectory(prefix="export-") as name:
+    with tempfile.TemporaryDirectory(prefix="model-", dir=out) as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        for pattern in ("*.safetensors", "*.safetensors.index.json"):
-            for file in decoder.folder.glob(pattern):
-                (folder / file.name).symlink_to(file.resolve())
+        index = decoder.folder / INDEX
+        for file in (*weights_files(decoder.folder), *([index] if index.is_file() else [])):
+            (folder / file.name).symlink_to(file.resolve())
         yield folder
 
 

@@ -118,6 +118,21 @@ def test_shards_and_links_of_a_download_cache_are_read(
     assert again.model.read_bytes() == exported("llama").model.read_bytes()
 
 
+def test_files_beside_the_weights_are_no_part_of_the_model(
+    exported: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    """An older state that lies in the folder changes nothing."""
+    from safetensors.torch import load_file, save_file
+
+    folder = zoo.write_model(tmp_path / "model", "llama")
+    old = {name: weight * 0 for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(old, folder / "z_old.safetensors")
+    mobius_exporter.export_packed(read_decoder(folder), tmp_path / "out")
+    for name in ("model.onnx", "model.onnx.data"):
+        written = (tmp_path / "out" / name).read_bytes()
+        assert written == (exported("llama").model.parent / name).read_bytes()
+
+
 def test_weights_in_half_precision_are_served_in_float32(tmp_path: Path) -> None:
     """A bfloat16 checkpoint is exported with its very values."""
     import torch

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from artifacts.plain_session import PlainSession
@@ -16,7 +20,8 @@ from benchmarks import zoo
 from optimizers.errors import ExportError
 from optimizers.export import chain, export, mobius_exporter, optimum_exporter, trace_exporter
 from optimizers.export.decoder import read_decoder
-from optimizers.export.optimum_exporter import OptimumError, _rope
+from optimizers.export.optimum_exporter import OptimumError, _rope, _translated
+from optimizers.export.plain import NotPlainError
 
 NEW_TOKENS = 32
 
@@ -67,6 +72,82 @@ def test_optimum_serves_the_text_of_transformers(
         tokens = np.array([best], np.int64)
         text.append(best)
     assert text == expected
+
+
+def _interpreter(folder: Path, program: str) -> Path:
+    """Write an interpreter whose Optimum is ``program``, the body of ``main_export``."""
+    package = folder / "fake" / "optimum" / "exporters"
+    package.mkdir(parents=True)
+    (package / "onnx.py").write_text(f"def main_export(model, output, **_):\n    {program}\n")
+    script = folder / "python"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(folder / 'fake')!r})\n"
+        "assert sys.argv.pop(1) == '-I'\n"
+        "del sys.argv[0]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    script.chmod(0o755)
+    return script
+
+
+def test_the_child_ends_when_the_optimizer_is_killed(
+    zoo_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """It would work for nobody, up to an hour; what is unfinished lies in the export's folder."""
+    note, out = tmp_path / "note", tmp_path / "out"
+    python = _interpreter(
+        tmp_path,
+        "import os, pathlib, time; "
+        f"pathlib.Path({str(note)!r} + '~').write_text(f'{{os.getpid()}} {{model}} {{output}}'); "
+        f"os.rename({str(note)!r} + '~', {str(note)!r}); time.sleep(600)",
+    )
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from optimizers.export.decoder import read_decoder\n"
+        "from optimizers.export.optimum_exporter import export\n"
+        "model, out, python = sys.argv[1:]\n"
+        "export(read_decoder(Path(model)), Path(out), python)\n"
+    )
+    optimizer = subprocess.Popen(
+        [sys.executable, "-c", program, str(zoo_folder("llama")), str(out), str(python)],
+        cwd=Path(__file__).parents[3],
+    )
+    while not note.exists():
+        assert optimizer.poll() is None
+        time.sleep(0.05)
+    pid, *folders = note.read_text().split()
+    child = psutil.Process(int(pid))
+    assert [Path(folder).parent for folder in folders] == [out, out]
+    optimizer.kill()
+    optimizer.wait()
+    child.wait(timeout=30)
+
+
+def test_an_export_leaves_nothing_but_its_result(
+    zoo_folder: Callable[[str], Path], exported: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """The folder is kept as it is: what was there while it was made must not be."""
+    made = exported("llama").model
+    python = _interpreter(
+        tmp_path,
+        f"import shutil; shutil.copytree({str(made.parent)!r}, output, dirs_exist_ok=True)",
+    )
+    with pytest.raises(NotPlainError):  # it is of the packed form
+        optimum_exporter.export(read_decoder(zoo_folder("llama")), tmp_path / "out", str(python))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_optimum_gets_the_models_own_weights_alone(tmp_path: Path) -> None:
+    """Others in the folder are no part of the model."""
+    folder = zoo.write_model(tmp_path / "model", "llama")
+    (folder / "z_old.safetensors").write_bytes(b"")
+    tmp_path.joinpath("out").mkdir()
+    with _translated(read_decoder(folder), tmp_path / "out") as translated:
+        names = {path.name for path in translated.iterdir()}
+    assert names == {"config.json", "model.safetensors"}
 
 
 def test_a_missing_interpreter_is_named(zoo_folder: Callable[[str], Path], tmp_path: Path) -> None:
