@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from artifacts.manifest import ExportRecord, GraphSpec
+from optimizers.errors import ExportError
 from optimizers.export import mobius_exporter, optimum_exporter, trace_exporter
 from optimizers.export.decoder import Decoder, read_decoder, refusal
 from optimizers.export.graph_file import MODEL_FILE, remove
@@ -78,9 +79,11 @@ def export(
         try:
             graph = attempt.write(decoder, out_dir)
             progress(done + 0.5 / len(attempts), f"verifying what {attempt.label} made")
-            if reference is None:
-                reference = make_reference(decoder, threads=threads)
+            reference = reference or _reference(decoder, threads)
             verdict = verify(out_dir / MODEL_FILE, graph, reference, threads=threads)
+        except ExportError:  # of the torch module, which no other exporter would change
+            remove(out_dir)
+            raise
         # Foreign builders raise anything at all for a model they do not know; each says why.
         except Exception as error:
             if is_exhausted(error):
@@ -104,6 +107,22 @@ def export(
     raise refusal(decoder.architecture, tried)
 
 
+def _reference(decoder: Decoder, threads: int | None) -> Reference:
+    """Ask the torch module once; what it cannot do is its own failure and no exporter's.
+
+    Raises:
+        ExportError: The module cannot be loaded or run.
+    """
+    try:
+        return make_reference(decoder, threads=threads)
+    # Modules fail in as many ways as there are architectures; each says why.
+    except Exception as error:
+        if is_exhausted(error):
+            raise
+        reason = f"its torch module cannot be run: {_reason(error, decoder.folder)}"
+        raise refusal(decoder.architecture, [reason]) from error
+
+
 def _attempts(optimum_python: str | None) -> list[_Attempt]:
     """List the exporters, forms that can serve many rows at once before the one that cannot."""
     attempts = [
@@ -117,8 +136,8 @@ def _attempts(optimum_python: str | None) -> list[_Attempt]:
     return attempts
 
 
-def _reason(error: Exception, out: Path) -> str:
-    """Shorten an exception to its first line, without this machine's paths."""
+def _reason(error: Exception, folder: Path) -> str:
+    """Shorten an exception to its first line, without this machine's path of ``folder``."""
     lines = str(error).strip().splitlines() or [""]
-    text = lines[0].strip().replace(f"{out}{os.sep}", "")
+    text = lines[0].strip().replace(f"{folder}{os.sep}", "")
     return f"{type(error).__name__}: {text}"[:_REASON_CHARACTERS]

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import zoo
 from optimizers.errors import ExportError
-from optimizers.export import export
+from optimizers.export import chain, export
 
 
 def refused(folder: Path, out: Path) -> ExportError:
@@ -46,6 +46,39 @@ def test_every_exporter_gives_its_reason(zoo_folder: Callable[[str], Path], tmp_
     message = str(refused(zoo_folder("rwkv"), tmp_path))
     assert "mobius: " in message
     assert "trace: " in message
+
+
+def test_a_module_that_cannot_be_run_is_told_once(
+    zoo_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what all exporters are compared with: its failure is none of theirs."""
+    asked: list[Any] = []
+
+    def fail(decoder: Any, **_: Any) -> None:
+        asked.append(decoder)
+        raise ValueError(f"{decoder.folder}/config.json has no hidden size")
+
+    monkeypatch.setattr(chain, "make_reference", fail)
+    error = refused(zoo_folder("llama"), tmp_path)
+    assert "LlamaForCausalLM" in str(error)
+    assert "its torch module cannot be run: ValueError: config.json has no hidden" in str(error)
+    assert "mobius" not in str(error)
+    assert "LlamaForCausalLM" in error.remedy
+    assert len(asked) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lack_of_memory_is_no_refusal_of_the_architecture(
+    zoo_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a larger machine the same model is exported."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(chain, "make_reference", fail)
+    with pytest.raises(MemoryError):
+        export(zoo_folder("llama"), tmp_path, progress=lambda *_: None, threads=1)
 
 
 def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
