@@ -78,7 +78,8 @@ class ModelSource(Frozen):
 class Quality(Frozen):
     """Quality of one stage's result against the original model, on held-out text.
 
-    KL(original || this) in nats over positions from 16 on; ``perplexity`` only on a user's text.
+    KL(original || this) in nats over positions from 16 on; ``perplexity`` only on a user's text,
+    whose file's SHA-256 (hex) is ``text_sha256``; None for a text that the original wrote itself.
     """
 
     kl_mean: float
@@ -89,6 +90,7 @@ class Quality(Frozen):
     documents: int
     positions: int
     isa: str
+    text_sha256: str | None = None
 
 
 class StageRecord(Frozen):
@@ -144,6 +146,12 @@ class Manifest(Frozen):
     def digest(self) -> str:
         """The artifact's identity (hex)."""
         return content_digest(self.files, self.graph, self.generation)
+
+    @property
+    def quality(self) -> Quality | None:
+        """The measures of the last stage that was measured, which are the artifact's."""
+        measured = [record.quality for record in self.lineage if record.quality is not None]
+        return measured[-1] if measured else None
 
     @property
     def size_bytes(self) -> int:

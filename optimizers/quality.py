@@ -45,10 +45,11 @@ class Judge:
         self._original = original
         self._text = text or _own_text(original)
         self._threads = threads
+        self._digest = sha256_file(texts.check(self._text)) if self._text else None
         self._key = sha256_json(
             {
                 "reference": original.model.revision,
-                "text": sha256_file(texts.check(self._text)) if self._text else None,
+                "text": self._digest,
                 "version": _VERSION,
                 "libraries": libraries("torch"),
             }
@@ -83,7 +84,7 @@ class Judge:
         result = self._results.find(figures_key) or self._results.make(figures_key, work, keep=True)
         if result.record.quality is None:
             raise TextError("Stored figures are empty.")
-        return result.record.quality
+        return result.record.quality.model_copy(update={"text_sha256": self._digest})
 
     def _load(self, report: Report) -> Reference:
         if self._reference is None:

@@ -14,7 +14,9 @@ from typing import Protocol
 
 import structlog
 
-from artifacts.errors import ArtifactError, CorruptArtifactError, StoreError
+from artifacts import texts
+from artifacts.digest import sha256_file
+from artifacts.errors import ArtifactError, CorruptArtifactError, StoreError, TextError
 from artifacts.manifest import Manifest
 from artifacts.protocol import (
     BuildEvent,
@@ -101,6 +103,7 @@ class Lifecycle:
             except CorruptArtifactError as damage:
                 await self._forget(name, planned.artifact, damage)
             else:
+                await self._compare_texts(name, planned)
                 return
         artifact = await self._build(name, planned)
         stored = await self._open(name, artifact)
@@ -120,6 +123,24 @@ class Lifecycle:
             # whole artifact has another cause, and building again would only repeat it.
             await asyncio.to_thread(self.store.open, artifact, verify=True)
             raise
+
+    async def _compare_texts(self, name: str, planned: PlannedVariant) -> None:
+        """Say so when what was found was measured on another text than the config names by now."""
+        view, text = self.variants.get(name), self.request(name, planned).evaluation
+        quality = None if view is None or view.manifest is None else view.manifest.quality
+        if text is None or quality is None or quality.text_sha256 is None:
+            return
+        try:
+            digest = await asyncio.to_thread(sha256_file, texts.check(text.text))
+        except (TextError, OSError) as error:  # the plan has refused what nobody could build with
+            _log.warning("evaluation text cannot be read", variant=name, error=str(error))
+            return
+        if digest != quality.text_sha256:
+            _log.warning(
+                "quality was measured on another text than evaluation.text",
+                variant=name,
+                remedy="Compare artifacts on it with python -m artifacts.measure.",
+            )
 
     async def _forget(self, name: str, artifact: str, damage: CorruptArtifactError) -> None:
         """Drop a damaged artifact, so that it is made anew.

@@ -153,9 +153,9 @@ class Telemetry(RequestObserver, EngineObserver):
         chain = canonical_json(manifest.chain).decode()
         self._families.info.labels(*labels, artifact, chain).set(1)
         self._families.size.labels(*labels).set(manifest.size_bytes)
-        measured = [record.quality for record in manifest.lineage if record.quality is not None]
-        if measured:
-            figures = measured[-1].model_dump(exclude={"documents", "positions", "isa"})
+        if manifest.quality is not None:
+            about = {"documents", "positions", "isa", "text_sha256"}
+            figures = manifest.quality.model_dump(exclude=about)
             for measure, value in figures.items():
                 if value is not None:
                     self._families.quality.labels(*labels, measure).set(value)

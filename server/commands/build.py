@@ -96,9 +96,8 @@ def _show(variants: Variants) -> None:
     for view in variants.views:
         row = [view.name, "built" if view.error is None else "failed"]
         if view.manifest is not None:
-            measured = [record.quality for record in view.manifest.lineage if record.quality]
             row += [(view.artifact or "")[:12], f"{view.manifest.size_bytes / 1e6:.2f}"]
-            if measured:
-                row += [f"{measured[-1].kl_mean:.5f}", f"{measured[-1].top1_agreement:.4f}"]
+            if (quality := view.manifest.quality) is not None:
+                row += [f"{quality.kl_mean:.5f}", f"{quality.top1_agreement:.4f}"]
         table.add_row(*row)
     Console().print(table)

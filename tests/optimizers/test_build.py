@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from artifacts.digest import sha256_file
 from artifacts.manifest import canonical_json
 from artifacts.protocol import BuildFailed, Built, StageBegun, StageMeasured
 from artifacts.session import Row
@@ -59,6 +60,15 @@ def test_quality_falls_with_what_is_taken_away(built: BuiltVariants) -> None:
     }
     assert kl["baseline"] < 1e-5
     assert kl["baseline"] < kl["int8"] < kl["int4"] < kl["lean"] < 1
+
+
+def test_figures_name_the_text_that_they_were_measured_on(
+    built: BuiltVariants, evaluation: Path
+) -> None:
+    """Another text under the same recipe would otherwise seem to have these figures."""
+    for record in built.manifest("lean").lineage:
+        assert record.quality is not None
+        assert record.quality.text_sha256 == sha256_file(evaluation)
 
 
 def test_perplexity_is_told_on_a_users_text(built: BuiltVariants) -> None:

@@ -50,6 +50,7 @@ def test_without_a_users_text_the_original_writes_one(
         quality = judge.torch("key", tiny_llama_folder, report)
         assert quality.kl_mean < 1e-6
         assert quality.perplexity is None
+        assert quality.text_sha256 is None
         assert quality.documents == 2
     assert said.count("writing an evaluation text") == 1
     assert said.count("measuring") == 1
