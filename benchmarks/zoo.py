@@ -117,6 +117,7 @@ _LLAMA_LIKE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
     "phi3": ("Phi3Config", {"sliding_window": None}),
+    "phi3_window": ("Phi3Config", {"sliding_window": WINDOW}),  # as the real Phi-3-mini has one
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 4, **_UNTIED}),
     "granite": (
         "GraniteConfig",
@@ -231,6 +232,7 @@ VARIANTS = (
     "llama_yarn_rope",
     "llama_dynamic_rope",
     "phi3_longrope",
+    "phi3_window",
     "phi_wide",
     "gpt_neox_wide",
     "stablelm_wide",
@@ -242,6 +244,7 @@ _SEEDS = {
     "llama": 2,
     "qwen2": 1,
     "phi3": 2,
+    "phi3_window": 2,
     "gpt2": 16,
     "opt": 22,
     "gpt_neox": 49,
