@@ -25,7 +25,6 @@ from artifacts.runtime import Threads, share_threads
 from artifacts.store import Store
 from server import machine
 from server.catalog import VariantState, VariantView
-from server.child import Optimizer
 from server.core import Core
 from server.engine.engine import Engine
 from server.exit_codes import ExitCode
@@ -33,6 +32,7 @@ from server.lifecycle import Lifecycle
 from server.limits import RequestLimits
 from server.loading import LoadSettings, load
 from server.ops import OpsListener, routes
+from server.optimizer import Optimizer
 from server.planning import Planned
 from server.rpc.health import HealthService
 from server.rpc.server import create_server

@@ -1,9 +1,8 @@
-"""The optimizer as a child process: ``plan`` and ``build``.
+"""A child process that is spoken to in lines and never outlives the server.
 
-Owns starting, feeding, watching and ending the child. A child never outlives the server: it exits
-when its stdin closes, which the kernel does even for a server that was killed. It is exec'd, never
-forked, so torch's memory and its crashes stay on the other side. Knows nothing of variants' states
-or of what a stage does.
+Owns starting, feeding, watching and ending it with all that it started. It exits when its stdin
+closes, which the kernel does even for a server that was killed. It is exec'd, never forked, so
+torch's memory and its crashes stay on the other side. Knows nothing of what is asked of it.
 """
 
 from __future__ import annotations
@@ -13,27 +12,16 @@ import contextlib
 import os
 import re
 import signal
-import sys
 import sysconfig
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Self
 
 import structlog
-from pydantic import ValidationError
 
 import artifacts
-from artifacts.protocol import (
-    BuildEvent,
-    BuildFailed,
-    BuildRequest,
-    Built,
-    PlanRequest,
-    PlanResponse,
-    build_event,
-)
-from server.errors import ServerError
+from server.errors import OptimizerError
 
 _log = structlog.get_logger(__name__)
 
@@ -44,142 +32,9 @@ _LINE_ENDS = re.compile(rb"[\r\n]+")
 _LEAVE_S = 5.0  # how long a child may take to exit once its stdin is closed
 _LOOK_S = 0.01  # how often a child that is about to exit is looked at
 _LOWEST_PRIORITY = 19
-_MISSING = "No module named optimizers"  # what the interpreter says of a package that is not there
-_INSTALL = 'Is it installed? Try: pip install "inference-unlimited[optimizer]".'
 
 
-class OptimizerError(ServerError):
-    """The optimizer ended without what it was asked for."""
-
-    code = "optimizer"
-
-    def __init__(
-        self, message: str, *, remedy: str = "", code: str = "optimizer", path: str = ""
-    ) -> None:
-        super().__init__(message, remedy=remedy)
-        self.code = code
-        self.path = path
-
-    def __str__(self) -> str:
-        """The field at fault, when there is one, before the sentence and its remedy."""
-        said = super().__str__()
-        return f"{self.path}: {said}" if self.path else said
-
-
-class Optimizer(Protocol):
-    """What the server asks of the optimizer; a test may answer in its place."""
-
-    async def plan(self, request: PlanRequest) -> PlanResponse:
-        """Judge chains and name their recipes."""
-        ...
-
-    async def build(
-        self, request: BuildRequest, observe: Callable[[BuildEvent], None], *, background: bool
-    ) -> Built:
-        """Build one variant into the store."""
-        ...
-
-
-class ChildOptimizer:
-    """Runs ``python -m optimizers`` once per question.
-
-    Args:
-        command: The program; the default is this interpreter's ``optimizers`` package.
-        plan_timeout_s: How long judging a config may take, a hub look-up included.
-    """
-
-    def __init__(
-        self, command: tuple[str, ...] | None = None, *, plan_timeout_s: float = 120.0
-    ) -> None:
-        # -P: a folder that happens to be called `optimizers` in the working directory is not it.
-        self._command = command or (sys.executable, "-P", "-m", "optimizers")
-        self._plan_timeout_s = plan_timeout_s
-
-    async def plan(self, request: PlanRequest) -> PlanResponse:
-        """Judge chains and name their recipes.
-
-        Raises:
-            OptimizerError: The child gave no answer.
-        """
-        async with self._child("plan") as child:
-            try:
-                async with asyncio.timeout(self._plan_timeout_s):
-                    answer = await child.ask(request.model_dump_json())
-            except TimeoutError:
-                raise OptimizerError(
-                    f"The optimizer did not judge the config within {self._plan_timeout_s:g} s.",
-                    remedy="Is the network slow? Set `offline: true` if the model is cached.",
-                ) from None
-            try:
-                return PlanResponse.model_validate_json(answer)
-            except ValidationError:
-                ending = await child.ending()
-                raise OptimizerError(
-                    f"The optimizer could not judge the config; it {ending}",
-                    remedy=_INSTALL if _MISSING in ending else "",
-                ) from None
-
-    async def build(
-        self, request: BuildRequest, observe: Callable[[BuildEvent], None], *, background: bool
-    ) -> Built:
-        """Build one variant into the store.
-
-        Args:
-            request: What to build.
-            observe: Told of every event as it comes.
-            background: Others are being served: the child takes only idle processor time.
-
-        Raises:
-            OptimizerError: It ended without an artifact.
-        """
-        async with self._child("build", threads=request.threads, variant=request.variant) as child:
-            if background:
-                child.lower_priority()
-            await child.tell(request.model_dump_json())
-            async for line in child.lines():
-                try:
-                    event = build_event.validate_json(line)
-                except ValidationError:
-                    raise OptimizerError(
-                        f"The build of variant {request.variant!r} said something that is not "
-                        f"understood: {line[:200]!r}.",
-                        remedy="Are the server and the optimizer of the same version?",
-                    ) from None
-                observe(event)
-                match event:
-                    case Built():
-                        return event
-                    case BuildFailed():
-                        raise OptimizerError(
-                            event.message, remedy=event.remedy, code=event.code, path=event.path
-                        )
-                    case _:
-                        pass
-            raise await child.died(request.variant)
-
-    @contextlib.asynccontextmanager
-    async def _child(
-        self, act: str, *, threads: int | None = None, variant: str = ""
-    ) -> AsyncIterator[_Child]:
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            act,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=_LINE_BYTES,
-            env=_environment(threads),
-            # Ctrl-C in a terminal is the server's to answer; the child goes when stdin closes.
-            start_new_session=True,
-        )
-        child = _Child(process, variant)
-        try:
-            yield child
-        finally:
-            await child.end()
-
-
-class _Child:
+class Child:
     """One running child and what it said on stderr."""
 
     def __init__(self, process: asyncio.subprocess.Process, variant: str) -> None:
@@ -191,6 +46,23 @@ class _Child:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._is_killed = False
         self._listening = asyncio.create_task(self._listen())
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], *, threads: int | None = None, variant: str = ""
+    ) -> Self:
+        """Exec a command with pipes to it, and ``threads`` as the bound of its libraries' pools."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+            env=_environment(threads),
+            # Ctrl-C in a terminal is the server's to answer; the child goes when stdin closes.
+            start_new_session=True,
+        )
+        return cls(process, variant)
 
     def lower_priority(self) -> None:
         """Take only processor time that nobody else wants."""

@@ -48,6 +48,24 @@ class ListenError(ServerError):
     code = "listen"
 
 
+class OptimizerError(ServerError):
+    """The optimizer ended without what it was asked for."""
+
+    code = "optimizer"
+
+    def __init__(
+        self, message: str, *, remedy: str = "", code: str = "optimizer", path: str = ""
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.code = code
+        self.path = path
+
+    def __str__(self) -> str:
+        """The field at fault, when there is one, before the sentence and its remedy."""
+        said = super().__str__()
+        return f"{self.path}: {said}" if self.path else said
+
+
 class RequestError(ServerError):
     """A request that is not answered; ``status`` is what the caller is told."""
 
@@ -111,3 +129,8 @@ class InternalError(RequestError):
     def __init__(self, log_id: str) -> None:
         super().__init__(f"internal error; the server's log has the details under log_id={log_id}")
         self.log_id = log_id
+
+
+def of_variant(name: str, error: str) -> str:
+    """An error with the variant that it is of; one that begins with a field says so itself."""
+    return error if error.startswith(f"variants.{name}.") else f"{name}: {error}"

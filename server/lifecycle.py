@@ -30,10 +30,10 @@ from artifacts.protocol import (
 )
 from artifacts.store import Store, StoredArtifact
 from server.catalog import BuildProgress, VariantState
-from server.child import Optimizer
 from server.engine.messages import Attach, Command
 from server.errors import ServerError
 from server.loading import Loaded
+from server.optimizer import Optimizer
 from server.variants import Variants
 
 _log = structlog.get_logger(__name__)

@@ -18,9 +18,10 @@ from artifacts.protocol import (
     PlanResponse,
     Texts,
 )
-from server.child import Optimizer, OptimizerError
 from server.config.errors import ConfigError
 from server.config.fields import Config, TextFile
+from server.errors import OptimizerError
+from server.optimizer import Optimizer
 
 
 @dataclass(frozen=True, slots=True)

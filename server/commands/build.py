@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.commands.options import ModelOption, VerifyOption, config_reader, failures, verified
+from server.errors import of_variant
 from server.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ def build(
     _show(variants)
     failed = [view for view in variants.views if view.error is not None]
     for view in failed:
-        named = (view.error or "").startswith(f"variants.{view.name}.")  # by the field at fault
-        typer.echo(f"error: {'' if named else f'{view.name}: '}{view.error}", err=True)
+        typer.echo(f"error: {of_variant(view.name, view.error or '')}", err=True)
     raise typer.Exit(ExitCode.FAILURE if failed else ExitCode.OK)
 
 
@@ -47,8 +47,8 @@ async def _build(source: str, read: Callable[[], Config], *, verify: bool) -> Va
 
     from artifacts.store import Store
     from server import logs, machine
-    from server.child import ChildOptimizer
     from server.lifecycle import Lifecycle
+    from server.optimizer import ChildOptimizer
     from server.planning import plan
     from server.progress import ProgressBars
     from server.variants import Variants

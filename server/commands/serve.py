@@ -73,7 +73,7 @@ async def _serve(
     import asyncio
 
     from server import logs
-    from server.child import ChildOptimizer
+    from server.optimizer import ChildOptimizer
     from server.planning import plan
     from server.progress import ProgressBars
 

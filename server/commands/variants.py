@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.commands.remote import Target, connected
+from server.errors import of_variant
 
 if TYPE_CHECKING:
     from protos import inference_pb2 as pb
@@ -80,7 +81,7 @@ def _show(found: list[pb.Variant]) -> None:
     console.print(table)
     for variant in found:
         if variant.error:
-            console.print(Text(f"{variant.name}: {variant.error}", style="red"))
+            console.print(Text(of_variant(variant.name, variant.error), style="red"))
 
 
 def _state(variant: pb.Variant) -> str:

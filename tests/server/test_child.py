@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from artifacts.protocol import BuildEvent, BuildRequest, PlanRequest, Progress, StageBegun
-from server.child import ChildOptimizer, OptimizerError
+from server.errors import OptimizerError
+from server.optimizer import ChildOptimizer
 
 # Speaks the protocol as its first argument says; the second is `plan` or `build`.
 PROGRAM = textwrap.dedent(
@@ -273,7 +274,7 @@ PARENT = textwrap.dedent(
     """
     import asyncio, sys
     from artifacts.protocol import BuildRequest
-    from server.child import ChildOptimizer
+    from server.optimizer import ChildOptimizer
 
     optimizer = ChildOptimizer((sys.executable, sys.argv[1], "waits"))
     request = BuildRequest(model="m", variant="v", chain=(), recipe="b" * 64, store="/s")

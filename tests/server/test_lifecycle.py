@@ -23,8 +23,8 @@ from artifacts.protocol import (
     StageBegun,
 )
 from server.catalog import VariantLimits, VariantState, VariantView
-from server.child import OptimizerError
 from server.engine.messages import Attach, Command
+from server.errors import OptimizerError
 from server.lifecycle import Lifecycle
 from server.variants import Variants
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from artifacts.protocol import FieldError, PlannedVariant, PlanRequest, PlanResponse
-from server.child import OptimizerError
 from server.config.errors import ConfigError
 from server.config.fields import Config
+from server.errors import OptimizerError
 from server.planning import plan
 
 CHAIN_ERROR = FieldError(path="variants.int8.chain[0]", message="unknown stage", nearest="prune")
