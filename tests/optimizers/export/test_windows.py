@@ -54,7 +54,7 @@ def test_a_shortened_copy_differs_in_the_windows_alone(case: Case) -> None:
     """Layers without a window get none, and weights are not written again."""
     with shortened(case.model, 16) as copy:
         assert read_windows(copy) == (16, None)
-        assert copy.stat().st_size < 1 << 20
+        assert abs(copy.stat().st_size - case.model.stat().st_size) < 100
         assert {path.name for path in case.model.parent.iterdir()} == {
             "model.onnx", "model.onnx.data", copy.name,
         }  # fmt: skip
