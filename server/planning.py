@@ -96,7 +96,7 @@ async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[A
     request = PlanRequest(
         model="demo",  # its own is judged when all else is right: it may be large, or far away
         variants={str(name): chain for name, chain in variants.items()},
-        offline=True,
+        offline=content.get("offline") is True,  # substitutes of the hub are looked up all the same
     )
     with contextlib.suppress(OptimizerError):  # what the config itself says wrong is shown anyway
         response = await optimizer.plan(request)
