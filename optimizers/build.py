@@ -25,7 +25,8 @@ from optimizers import sources
 from optimizers.errors import OptimizerError, RecipeChangedError, RequestError
 from optimizers.events import Events
 from optimizers.failures import failure
-from optimizers.publish import MODEL, add_files, generation_defaults
+from optimizers.generation_config import generation_defaults
+from optimizers.publish import MODEL, add_files
 from optimizers.quality import Judge
 from optimizers.recipe import export_key, libraries, recipe_digest, source_key, stage_key
 from optimizers.results import Made, Result, Results, folder_bytes

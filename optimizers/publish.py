@@ -15,10 +15,7 @@ from artifacts.digest import is_sha256
 from artifacts.manifest import FileEntry
 from artifacts.store import Store
 from optimizers.errors import StageError
-from optimizers.generation_config import generation_defaults
 from optimizers.tokenizer_files import tokenizer_bytes
-
-__all__ = ["MODEL", "WEIGHTS", "add_files", "generation_defaults", "relocated"]
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
