@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from server.catalog import VariantView
     from server.config.fields import Config
 
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not bound
 
 
 def serve(
@@ -120,11 +120,10 @@ class _Greeting:
         self._said = False
 
     def listening(self, addresses: Addresses) -> None:
-        host = _ANY_ADDRESS.get(addresses.host, addresses.host)
-        ops_host = _ANY_ADDRESS.get(addresses.ops_host, addresses.ops_host)
-        self._target = f"{host}:{addresses.grpc_port}"
+        self._target = _reachable(addresses.host, addresses.grpc_port)
         typer.echo(f"gRPC     {self._target}")
-        typer.echo(f"metrics  http://{ops_host}:{addresses.ops_port}/metrics")
+        ops = _reachable(addresses.ops_host, addresses.ops_port)
+        typer.echo(f"metrics  http://{ops}/metrics")
 
     def ready(self, view: VariantView) -> None:
         if self._said or view.limits is None:
@@ -135,6 +134,12 @@ class _Greeting:
             f"  {_command()} generate --prompt {shlex.quote(self._prompt)} --target {self._target}"
         )
         sys.stdout.flush()
+
+
+def _reachable(host: str, port: int) -> str:
+    """Where to ask a server that listens on ``host``: a wildcard is no address to ask."""
+    host = _ANY_ADDRESS.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _command() -> str:

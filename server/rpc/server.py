@@ -62,14 +62,17 @@ def create_server(
         (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        bound = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ListenError(
-            f"gRPC cannot listen on {address}: {_why_not(host, port)}.",
-            remedy="Choose another address with --host and --grpc-port.",
-        ) from error
-    return server, bound
+    # gRPC is content with one of a name's addresses; the others would lead to somebody else.
+    obstacle = _obstacle(host, port)
+    if obstacle is None:
+        try:
+            return server, server.add_insecure_port(address)
+        except RuntimeError:  # it says no more than that it failed
+            obstacle = "gRPC gives no reason"
+    raise ListenError(
+        f"gRPC cannot listen on {address}: {obstacle}.",
+        remedy="Choose another address with --host and --grpc-port.",
+    )
 
 
 def _largest_request_bytes(limits: RequestLimits) -> int:
@@ -78,18 +81,25 @@ def _largest_request_bytes(limits: RequestLimits) -> int:
     return max(4 * _MIB, largest_prompt + _MIB)
 
 
-def _why_not(host: str, port: int) -> str:
-    """The system's word for why an address cannot be listened on; gRPC does not tell it."""
+def _obstacle(host: str, port: int) -> str | None:
+    """The system's word for why an address cannot be listened on; gRPC does not tell it.
+
+    A name is free where none of its addresses is taken and at least one can be had.
+    """
+    reasons: list[str] = []
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(address)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         return f"the host is unknown ({error.strerror})"
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return "the port is in use"
-        return os.strerror(error.errno or errno.EINVAL)
-    return "gRPC gives no reason"
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                # As gRPC does: connections of a server that has just ended are no obstacle.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return "the port is in use"
+            reasons.append(os.strerror(error.errno or errno.EINVAL))
+    return reasons[0] if len(reasons) == len(found) else None

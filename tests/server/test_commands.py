@@ -100,6 +100,19 @@ def test_the_greeting_is_said_once_with_a_reachable_address(
     assert said.count("generate --prompt 'def fibonacci(n):' --target 127.0.0.1:50051") == 1
 
 
+@pytest.mark.parametrize("host", ["::", "::1"])
+def test_the_greeting_can_be_pasted_for_ipv6(capsys: pytest.CaptureFixture[str], host: str) -> None:
+    """A literal address needs brackets before a port."""
+    from server.app import Addresses
+
+    greeting = _Greeting("demo")
+    greeting.listening(Addresses(host, 50051, host, 9464))
+    greeting.ready(VariantView("baseline", VariantState.READY, limits=LIMITS))
+    said = capsys.readouterr().out
+    assert "--target [::1]:50051" in said
+    assert "http://[::1]:9464/metrics" in said
+
+
 def test_the_process_s_start_lies_before_now() -> None:
     """Start-up time includes the interpreter's own."""
     import time

@@ -105,6 +105,29 @@ async def test_a_port_in_use_is_told_clearly(bench: Bench, port: int) -> None:
         create_server(bench.core, HealthService(), host="127.0.0.1", port=other.getsockname()[1])
 
 
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+async def test_a_name_is_taken_when_one_of_its_addresses_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, family: socket.AddressFamily, address: str
+) -> None:
+    """The server would listen on the other one, and half of the clients would ask somebody else."""
+    resolve = socket.getaddrinfo
+
+    def both(host: str, port: int, **kinds: Any) -> Any:
+        literals = ["127.0.0.1", "::1"] if host == "localhost" else [host]
+        return [found for one in literals for found in resolve(one, port, **kinds)]
+
+    monkeypatch.setattr("server.rpc.server.socket.getaddrinfo", both)
+    with socket.create_server((address, 0), family=family) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ListenError, match="the port is in use"):
+            create_server(bench.core, HealthService(), host="localhost", port=port)
+    server, bound = create_server(bench.core, HealthService(), host="localhost", port=port)
+    assert bound == port
+    await server.stop(0)
+
+
 async def test_an_unknown_host_is_told_clearly(bench: Bench) -> None:
     """A name that does not resolve, and an address that is not ours."""
     with pytest.raises(ListenError, match="the host is unknown"):
