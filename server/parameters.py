@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_float
 from dataclasses import dataclass, field
 
 from artifacts.manifest import GenerationDefaults
@@ -62,9 +63,13 @@ class Bound:
             return "is not a number" if math.isnan(value) else "is not finite"
         if self.or_zero and value == 0:
             return None
-        if value > self.high:
+        low, high = self.low, self.high
+        if isinstance(value, float):
+            # Messages carry float32, whose 0.01 is a little less than 0.01: both are compared so.
+            low, high, value = (c_float(number).value for number in (low, high, value))
+        if value > high:
             return f"is above {self.high}"
-        if value < self.low:
+        if value < low:
             return f"is below {self.low}"
         return f"is not above {self.low}" if self.above and value == self.low else None
 

@@ -75,12 +75,15 @@ def generate(
         "min_p": min_p,
         "seed": seed,
     }
-    request = pb.GenerateRequest(
-        variant=variant,
-        text=sys.stdin.read() if prompt == "-" else prompt,
-        sampling=pb.SamplingParameters(stop=stop or (), **_set(chosen)),
-        routing_key=routing_key,
-    )
+    try:
+        request = pb.GenerateRequest(
+            variant=variant,
+            text=sys.stdin.read() if prompt == "-" else prompt,
+            sampling=pb.SamplingParameters(stop=stop or (), **_set(chosen)),
+            routing_key=routing_key,
+        )
+    except UnicodeError as error:  # bytes of the command line or of standard input
+        raise typer.BadParameter(f"what is given is not UTF-8 ({error}).") from error
     with connected(target) as client:
         begun_s = time.monotonic()
         responses = client.generate(request, timeout_s=timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from ctypes import c_float
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,19 @@ def test_values_on_the_bounds_are_taken(name: str) -> None:
     """The bounds themselves are allowed; so no test above passes because everything fails."""
     for value in INSIDE[name]:
         check_sampling(SamplingCall(**{name: value}), LIMITS, VOCABULARY)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_bounds_are_taken_as_float32_carries_them(name: str) -> None:
+    """Messages hold float32, whose 0.01 is less than 0.01; what is clearly outside stays so."""
+    bound = BOUNDS[name]
+    for value in (bound.low, bound.high):
+        carried = c_float(value).value
+        if not bound.above or carried > bound.low:
+            check_sampling(SamplingCall(**{name: carried}), LIMITS, VOCABULARY)
+    for beyond in (bound.low - 1e-4 * abs(bound.low or 1), bound.high * 1.0001):
+        with pytest.raises(InvalidRequestError):
+            check_sampling(SamplingCall(**{name: beyond}), LIMITS, VOCABULARY)
 
 
 def test_every_field_has_its_bounds_tested() -> None:

@@ -216,3 +216,11 @@ async def test_client_messages_may_be_large(bench: Bench, stub: Any) -> None:
     bench.catalog.change("broken", error="x" * 50_000)
     listed = await stub.ListVariants(pb.ListVariantsRequest())
     assert len(listed.variants[3].error) == 50_000
+
+
+async def test_a_prompt_that_is_not_utf8_is_wrong_usage(target: str) -> None:
+    """Bytes of the shell arrive as lone surrogates, which no message can hold."""
+    result = await run("generate", "--prompt", "a\udcff", "--target", target)
+    assert result.exit_code == ExitCode.USAGE
+    assert "not UTF-8" in result.output
+    assert "Traceback" not in result.output
