@@ -207,8 +207,11 @@ class Build:
             try:
                 outcome = stage.apply(work, target, report)
             except OptimizerError as error:
-                error.path = f"{path}.{error.path}" if error.path else path
-                raise
+                if not error.path:
+                    error.path = path
+                elif error.path.split(".")[0] in type(stage).model_fields:
+                    error.path = f"{path}.{error.path}"
+                raise  # else the fault is another field's, of the model for example
             record = StageRecord(
                 stage=stage.name,
                 method=stage.label(),
@@ -226,7 +229,7 @@ class Build:
 
     def _check_zeros(self, folder: Path) -> int | None:
         """Count what is zero in the ONNX form, where a stage before has made zeros."""
-        made = [record.zeros for record in self._steps.lineage if record.stage == "prune"]
+        made = [one.zeros for one in self._steps.lineage if one.form == "torch" and one.zeros]
         if not made:
             return None
         from optimizers.zeros import check_zeros

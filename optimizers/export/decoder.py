@@ -24,6 +24,8 @@ LONGEST = 32_768  # rows of the rotary tables: 16 MiB at a head of 128
 ALIBI_LENGTH = 2_048  # ALiBi has no end of its own; what such models were trained on
 SLIDING = "sliding_attention"
 _KNOWN_LAYERS = ("full_attention", SLIDING)
+# Local attention under other names: read by no exporter, so a graph would silently be without it.
+_OTHER_WINDOWS = ("attention_window", "attention_window_size", "local_attention", "window_size")
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 
@@ -184,6 +186,9 @@ def _raw_config(folder: Path) -> dict[str, Any]:
 
 
 def _windows(config: Any, architecture: str) -> tuple[int | None, ...]:
+    for name in _OTHER_WINDOWS:
+        if getattr(config, name, None):
+            raise refusal(architecture, [f"its local attention ({name}) is not supported"])
     layers = int(config.num_hidden_layers)
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:

@@ -102,6 +102,16 @@ def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
             },
             "quantized already",
         ),
+        (
+            {
+                "architectures": ["GPTNeoForCausalLM"],
+                "model_type": "gpt_neo",
+                "num_layers": 2,
+                "attention_types": [[["global", "local"], 1]],
+                "window_size": 256,
+            },
+            "its local attention (window_size) is not supported",
+        ),
         ({}, "(none named)"),
     ],
 )
