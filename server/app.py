@@ -215,25 +215,31 @@ class App:
             self._alive = False
             await asyncio.to_thread(self._engine.abort)
         else:
-            await self._drain()
+            await self._drain(rpc)
         self._core.end_all("The server is stopping.")
-        self._health.close()  # watches would hold the server for as long as they may
+        self._health.close()
         await rpc.stop(_LAST_WORDS_S)
         if code is not ExitCode.HANG and not await asyncio.to_thread(self._engine.stop):
             _log.warning("the engine did not end in time")
 
-    async def _drain(self) -> None:
-        """Let running streams finish, up to the limit or a second signal."""
+    async def _drain(self, rpc: grpc.aio.Server) -> None:
+        """Let running streams finish and be read, up to the limit or a second signal."""
         seconds = self._config.server.drain_seconds
         if self._core.unfinished:
             _log.info("draining", requests=self._core.unfinished, seconds=seconds)
-        idle = asyncio.create_task(self._core.wait_idle())
+        done = asyncio.create_task(self._hand_over(rpc, seconds))
         cut = asyncio.create_task(self._cut_asked.wait())
-        await asyncio.wait((idle, cut), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not idle.done():
+        await asyncio.wait((done, cut), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
             _log.warning("cutting streams", requests=self._core.unfinished)
-        idle.cancel()
+        done.cancel()
         cut.cancel()
+
+    async def _hand_over(self, rpc: grpc.aio.Server, seconds: float) -> None:
+        """Wait until every answer was taken, and then until the transport has sent it."""
+        await self._core.wait_idle()
+        self._health.close()  # watches would hold the server for as long as they may
+        await rpc.stop(seconds)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

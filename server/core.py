@@ -84,6 +84,10 @@ class Core:
         self._texts = Texts(executor)
         self._intake = Intake(self._selection, self._texts, self.limits, clock, draw_seed)
         self._mailroom = Mailroom()
+        self._unfinished = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_cut = False
 
     # Requests.
 
@@ -97,6 +101,8 @@ class Core:
             RequestError: The request is refused or fails; see ``server.errors``.
         """
         account = Account(self._observer, self.clock, call.received_s)
+        self._unfinished += 1
+        self._idle.clear()
         try:
             generation = await self._submit(call, account)
             try:
@@ -124,6 +130,9 @@ class Core:
             raise
         finally:
             account.close()
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._idle.set()
 
     async def tokenize(
         self, variant: str, text: str, *, add_special_tokens: bool = True
@@ -177,19 +186,25 @@ class Core:
 
     @property
     def unfinished(self) -> int:
-        """Requests that the engine works on."""
-        return len(self._mailroom)
+        """Requests whose outputs have not all been taken."""
+        return self._unfinished
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
         self._intake.draining = True
 
     async def wait_idle(self) -> None:
-        """Wait until the engine works on no request."""
-        await self._mailroom.wait_empty()
+        """Wait until every request's last output was taken, or its caller has left."""
+        await self._idle.wait()
 
     def end_all(self, reason: str) -> int:
-        """End every request UNAVAILABLE, here and in the engine; return how many there were."""
+        """End every request UNAVAILABLE, here and in the engine, for the server stops.
+
+        Returns:
+            How many there were in the engine. An answer that is whole but not taken can still be;
+            from now on it is the server that left, and not the caller.
+        """
+        self._is_cut = True
 
         def final(request_id: str) -> Failed:
             nothing = Usage(0, 0, 0), Timings(0.0, 0.0, 0.0)
@@ -233,4 +248,4 @@ class Core:
     def _why_left(self, call: GenerateCall) -> Status:
         if call.deadline_s is not None and self.clock() >= call.deadline_s - _DEADLINE_SLACK_S:
             return Status.DEADLINE_EXCEEDED
-        return Status.CANCELLED
+        return Status.UNAVAILABLE if self._is_cut else Status.CANCELLED

@@ -67,17 +67,10 @@ class Mailroom:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._mailboxes: dict[str, Mailbox] = {}
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    def __len__(self) -> int:
-        """Number of open mailboxes."""
-        return len(self._mailboxes)
 
     def open(self, request_id: str, on_final: Callable[[], None]) -> Mailbox:
         """Begin to take a request's events; ``on_final`` is called when the last one is in."""
         mailbox = self._mailboxes[request_id] = Mailbox(on_final)
-        self._empty.clear()
         return mailbox
 
     def deliver(self, events: Sequence[Event]) -> None:
@@ -87,10 +80,6 @@ class Mailroom:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
-
-    async def wait_empty(self) -> None:
-        """Wait until every request has its final event."""
-        await self._empty.wait()
 
     def end_all(self, final: Callable[[str], Failed]) -> tuple[str, ...]:
         """End every open request here and now; return their ids."""
@@ -113,5 +102,3 @@ class Mailroom:
             if step.final is not None:
                 del self._mailboxes[request_id]
             mailbox.put(step)
-        if not self._mailboxes:
-            self._empty.set()

@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from artifacts.store import Store
 from benchmarks.server_process import ServerProcess
 from protos import inference_pb2 as pb
+from protos import inference_pb2_grpc
 
 BASELINE: dict[str, Any] = {"baseline": []}
 # In no store that the tests share: it must be built.
@@ -75,6 +77,28 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_work(
     messages = list(stream)
     tokens += [token for message in messages for token in message.token_ids]
     assert len(tokens) == messages[-1].finish.usage.completion_tokens == 400
+    assert server.process.wait(30) == 0
+
+
+def test_sigterm_lets_a_slow_reader_have_the_whole_answer(
+    demo_store: Path, launch: Any, write_config: Any
+) -> None:
+    """That the engine is done with an answer does not mean that its caller has it."""
+    server = launch(write_config(**demo(demo_store, BASELINE)))
+    server.wait_ready()
+    # A window of a few bytes: what the client does not read stays on the server.
+    options = (("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0))
+    with grpc.insecure_channel(server.target, options=options) as channel:
+        stream = inference_pb2_grpc.InferenceStub(channel).Generate(long_request(500), timeout=120)
+        next(stream)
+        running = 'inference_running_requests{model="demo",variant="baseline"} 0.0'
+        server.wait_for(lambda: running in server.get("/metrics")[1] or None)
+        server.process.send_signal(signal.SIGTERM)
+        read = 1
+        for _ in stream:
+            read += 1
+            time.sleep(0.01)
+    assert read == 500
     assert server.process.wait(30) == 0
 
 

@@ -67,6 +67,27 @@ async def test_leaving_after_the_finish_is_a_good_end(bench: Bench) -> None:
     assert bench.engine.cancels == []
 
 
+async def test_draining_waits_for_whoever_still_reads(bench: Bench) -> None:
+    """The engine is done long before a slow reader; cut then, it is not the one who left."""
+    bench.engine.script = lambda _: SIX
+    for cut, status in ((False, Status.OK), (True, Status.UNAVAILABLE)):
+        outputs = bench.core.generate(call(bench))
+        await anext(outputs)
+        await bench.until(lambda: not bench.engine.running)
+        bench.core.drain()
+        idle = asyncio.create_task(bench.core.wait_idle())
+        await asyncio.sleep(0)
+        assert not idle.done()
+        if cut:
+            bench.core.end_all("The server is stopping.")
+            await outputs.aclose()
+        else:
+            assert len([output async for output in outputs]) == len(SIX) - 1
+            bench.core._intake.draining = False
+        await idle
+        assert bench.recorder.records[-1].status is status
+
+
 async def test_a_deadline_that_is_near_explains_a_cancel(bench: Bench) -> None:
     """A caller gives up at its own deadline, a moment before ours."""
     bench.engine.script = lambda _: SIX
@@ -192,7 +213,6 @@ async def test_a_step_is_one_hop_however_many_requests_it_served() -> None:
         (2, True),
     ]
     assert ended == [0, 1, 2]
-    await room.wait_empty()
 
 
 def test_places_are_bounded_and_the_wait_is_learnt() -> None:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.timeout(60)
 
 LONG = [[70 + number % 50] for number in range(120)]
 REQUEST = pb.GenerateRequest(text="x")
+TIME = 2.0  # until a deadline that a busy machine still reaches the engine in
 
 
 def hold(bench: Bench, steps: int = 0) -> None:
@@ -125,14 +126,14 @@ async def test_a_deadline_frees_the_slot(bench: Bench, stub: Any, method: str, s
     """The client gets DEADLINE_EXCEEDED, the slot comes free, telemetry hears why."""
     hold(bench, steps)
     begun = time.monotonic()
-    call = getattr(stub, method)(REQUEST, timeout=0.3)
+    call = getattr(stub, method)(REQUEST, timeout=TIME)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await (call if method == "Complete" else _read(call))
     assert grpc.StatusCode.DEADLINE_EXCEEDED is caught.value.code()
     await all_free(bench)
     deadline = bench.engine.submits[0].deadline_s
     assert deadline is not None
-    assert abs(deadline - begun - 0.3) < 0.2
+    assert abs(deadline - begun - TIME) < 1.0
     await one_record(bench, Status.DEADLINE_EXCEEDED)
 
 
@@ -153,8 +154,9 @@ async def test_a_reader_that_stops_reading_holds_up_nobody(bench: Bench, port: i
         await bench.until(lambda: bench.engine.submits)
         for _ in range(3):
             assert (await stub.Complete(REQUEST)).finish.usage.completion_tokens == 120
-        await all_free(bench)
+        await bench.until(lambda: not bench.engine.running)
         assert len([response async for response in idle]) == 120
+    await all_free(bench)
 
 
 async def test_a_storm_of_cancels_leaves_nothing_behind(bench: Bench, stub: Any) -> None:
