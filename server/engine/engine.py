@@ -116,11 +116,13 @@ class Engine:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._receive(block=not any(lane.busy for lane in self._lanes.values()))
+            self._receive(block=False)
             if self._stopping:
                 break
             name = self._turns.next(lane.variant for lane in self._lanes.values() if lane.busy)
-            if name is not None:
+            if name is None:
+                self._receive(block=True)
+            else:
                 self._advance(self._lanes[name])
         for lane in self._lanes.values():
             self._emit(lane.fail_all(FailureCode.UNAVAILABLE, "The server is stopping."))

@@ -53,3 +53,60 @@ def test_weightless_lane_is_a_bug() -> None:
     """A lane without weight would wait for ever."""
     with pytest.raises(BugError, match="never get a turn"):
         Turns().add("a", 0.0)
+
+
+@pytest.mark.parametrize(("weight", "step_s"), [(0.2, 0.02), (0.2, 0.1), (0.2, 0.4), (1.8, 0.02)])
+def test_moments_of_idleness_change_no_share(weight: float, step_s: float) -> None:
+    """A client of one long step after the other gets its weight's share, not half and more."""
+    turns = Turns()
+    turns.add("stream", 1.8)
+    turns.add("client", weight)
+    used = {"stream": 0.0, "client": 0.0}
+    now_s = asks_again_s = 0.0
+    while now_s < 120:
+        busy = ["stream", "client"] if now_s >= asks_again_s else ["stream"]
+        name = turns.next(busy)
+        assert name is not None
+        seconds = step_s if name == "client" else 0.005
+        turns.charge(name, seconds)
+        used[name] += seconds
+        now_s += seconds
+        if name == "client":
+            asks_again_s = now_s + 0.001
+    assert used["client"] / now_s == pytest.approx(weight / (weight + 1.8), rel=0.05)
+
+
+def test_debt_is_paid_off_while_others_run() -> None:
+    """An idle lane earns its share of what others use, so that a pause is not held against it."""
+    turns = Turns()
+    turns.add("a", 1.0)
+    turns.add("b", 1.0)
+    while turns.next(["a", "b"]) != "b":
+        turns.charge("a", 0.05)
+    turns.charge("b", 1.0)
+    for _ in range(20):
+        assert turns.next(["a"]) == "a"
+        turns.charge("a", 0.05)
+    waited_s = 0.0
+    while turns.next(["a", "b"]) == "a":
+        turns.charge("a", 0.05)
+        waited_s += 0.05
+    assert waited_s <= 0.1
+
+
+@pytest.mark.parametrize("pause", [True, False])
+def test_time_that_nobody_else_wanted_is_not_owed(*, pause: bool) -> None:
+    """Long steps of a lone lane cost it nothing later: one step at most, and none after a pause."""
+    turns = Turns()
+    turns.add("a", 1.0)
+    turns.add("b", 1.0)
+    for _ in range(100):
+        assert turns.next(["b"]) == "b"
+        turns.charge("b", 1.0)
+    if pause:
+        assert turns.next([]) is None
+    waited_s = 0.0
+    while turns.next(["a", "b"]) == "a":
+        turns.charge("a", 0.05)
+        waited_s += 0.05
+    assert waited_s <= (0.1 if pause else 1.1)
