@@ -1,5 +1,8 @@
 """How many requests each variant has accepted and not finished, and when to refuse more.
 
+A request is finished when its answer has been taken: an answer that nobody reads keeps its place,
+as it keeps its tokens.
+
 Owns the counts; lives on the event loop. Knows nothing of what the requests are.
 """
 
@@ -18,7 +21,7 @@ class Admission:
 
     def __init__(self) -> None:
         self._unfinished: dict[str, int] = {}
-        self._service_s: dict[str, float] = {}  # smoothed seconds a request holds its place
+        self._service_s: dict[str, float] = {}  # smoothed seconds until the engine ends a request
 
     def unfinished(self, variant: str) -> int:
         """Accepted requests of a variant that have not ended."""
@@ -41,10 +44,14 @@ class Admission:
             )
         self._unfinished[variant] = unfinished + 1
 
-    def leave(self, variant: str, held_s: float | None) -> None:
-        """Give the place back; ``held_s`` seconds after it was taken, None if it was not used."""
+    def served(self, variant: str, seconds: float) -> None:
+        """Learn how long after its place was taken the engine ended a request.
+
+        How long its answer is read says nothing of when the next one ends.
+        """
+        known = self._service_s.get(variant, seconds)
+        self._service_s[variant] = known + _SMOOTHING * (seconds - known)
+
+    def leave(self, variant: str) -> None:
+        """Give a place back."""
         self._unfinished[variant] -= 1
-        if held_s is None:
-            return
-        known = self._service_s.get(variant, held_s)
-        self._service_s[variant] = known + _SMOOTHING * (held_s - known)

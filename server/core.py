@@ -38,7 +38,7 @@ from server.errors import (
     UnavailableError,
 )
 from server.generation import EngineFailure, Generation
-from server.intake import Intake
+from server.intake import Accepted, Intake
 from server.limits import RequestLimits
 from server.mailbox import Mailroom
 from server.observer import RequestObserver
@@ -104,7 +104,8 @@ class Core:
         self._unfinished += 1
         self._idle.clear()
         try:
-            generation = await self._submit(call, account)
+            accepted = await self._intake.accept(call, account)
+            generation = self._submit(accepted)
             try:
                 while True:
                     output = await generation.next()
@@ -117,6 +118,7 @@ class Core:
             finally:
                 account.usage, account.timings = generation.usage, generation.timings
                 generation.leave()
+                accepted.leave()
         except EngineFailure as failure:
             error = self._error_of(failure.event)
             account.status = error.status
@@ -215,11 +217,10 @@ class Core:
             self._post(Cancel(request_id, FinishReason.CANCELLED))
         return len(ids)
 
-    async def _submit(self, call: GenerateCall, account: Account) -> Generation:
+    def _submit(self, accepted: Accepted) -> Generation:
         """Hand an accepted call to the engine."""
-        accepted = await self._intake.accept(call, account)
         submit = accepted.submit
-        mailbox = self._mailroom.open(submit.request_id, accepted.leave)
+        mailbox = self._mailroom.open(submit.request_id, accepted.served)
         generation = Generation(submit, accepted.serving, accepted.stops, mailbox, self._post)
         self._post(submit)
         return generation

@@ -23,11 +23,15 @@ from server.texts import Texts
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that holds a place until ``leave`` is called, which must happen once."""
+    """A request that holds a place until ``leave`` is called, which must happen once.
+
+    ``served`` is to be called when the engine ends it, whether or not anybody still reads.
+    """
 
     submit: Submit
     serving: Serving
     stops: tuple[str, ...]
+    served: Callable[[], None]
     leave: Callable[[], None]
 
 
@@ -74,13 +78,16 @@ class Intake:
             submit = self._resolve(call, serving, prompt)
             self._refuse_when_draining()
         except BaseException:
-            self._admission.leave(serving.name, None)
+            self._admission.leave(serving.name)
             raise
 
-        def leave() -> None:
-            self._admission.leave(serving.name, self._clock() - entered_s)
+        def served() -> None:
+            self._admission.served(serving.name, self._clock() - entered_s)
 
-        return Accepted(submit, serving, tuple(call.sampling.stop), leave)
+        def leave() -> None:
+            self._admission.leave(serving.name)
+
+        return Accepted(submit, serving, tuple(call.sampling.stop), served, leave)
 
     def _check_prompt(self, prompt: str | Sequence[int] | None, vocab_size: int) -> None:
         limits = self._limits

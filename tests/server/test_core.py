@@ -229,17 +229,40 @@ def test_places_are_bounded_and_the_wait_is_learnt() -> None:
         admission.enter("a", limits)
     assert refusal() == 0.5  # a second over two slots, as long as nothing is known
     for _ in range(60):
-        admission.leave("a", 4.0)
+        admission.served("a", 4.0)
+        admission.leave("a")
         admission.enter("a", limits)
     assert abs(refusal() - 2.0) < 0.01
     for _ in range(200):
-        admission.leave("a", 0.001)
+        admission.served("a", 0.001)
+        admission.leave("a")
         admission.enter("a", limits)
     assert refusal() == 0.05
-    admission.leave("a", None)
+    admission.leave("a")
     admission.enter("a", limits)
     admission.enter("b", limits)
     assert (admission.unfinished("a"), admission.unfinished("b")) == (3, 1)
+
+
+async def test_an_unread_answer_keeps_its_place(bench: Bench) -> None:
+    """Answers that nobody reads are kept, so they are bounded; how long is not learnt from."""
+    bench.engine.script = lambda _: SIX
+    unread = [bench.core.generate(call(bench)) for _ in range(6)]
+    for outputs in unread:
+        await anext(outputs)
+    await bench.until(lambda: not (bench.engine.running or bench.engine.waiting))
+    bench.core._intake._clock = lambda: bench.core.clock() + 1000
+    for _ in range(2):
+        with pytest.raises(OverloadedError) as caught:
+            await anext(bench.core.generate(call(bench)))
+        assert caught.value.retry_after_s < 0.5
+        await unread.pop().aclose()
+        unread.append(bench.core.generate(call(bench)))
+        await anext(unread[-1])
+        await bench.until(lambda: not (bench.engine.running or bench.engine.waiting))
+    for outputs in unread:
+        await outputs.aclose()
+    assert bench.core._intake._admission.unfinished("baseline") == 0
 
 
 def test_gaps_are_divided_over_the_tokens_of_a_step(recorder: Recorder) -> None:

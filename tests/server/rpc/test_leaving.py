@@ -155,6 +155,7 @@ async def test_a_reader_that_stops_reading_holds_up_nobody(bench: Bench, port: i
         for _ in range(3):
             assert (await stub.Complete(REQUEST)).finish.usage.completion_tokens == 120
         await bench.until(lambda: not bench.engine.running)
+        assert bench.core._intake._admission.unfinished("baseline") == 1
         assert len([response async for response in idle]) == 120
     await all_free(bench)
 
