@@ -38,10 +38,15 @@ class Account:
         self.usage = Usage(0, 0, 0)
         self.timings: Timings | None = None
 
+    def submitted(self, prompt_tokens: int) -> None:
+        """The engine has the request now."""
+        self._observer.submitted(self.variant, prompt_tokens)
+
     def handed_over(self, count: int) -> None:
         """``count`` tokens go to the stream now."""
         if not count:
             return
+        self._observer.generated(self.variant, count)
         now = self._clock()
         last = self._last_tokens_s
         self._last_tokens_s = now

@@ -105,7 +105,7 @@ class Core:
         self._idle.clear()
         try:
             accepted = await self._intake.accept(call, account)
-            generation = self._submit(accepted)
+            generation = self._submit(accepted, account)
             try:
                 while True:
                     output = await generation.next()
@@ -217,12 +217,13 @@ class Core:
             self._post(Cancel(request_id, FinishReason.CANCELLED))
         return len(ids)
 
-    def _submit(self, accepted: Accepted) -> Generation:
+    def _submit(self, accepted: Accepted, account: Account) -> Generation:
         """Hand an accepted call to the engine."""
         submit = accepted.submit
         mailbox = self._mailroom.open(submit.request_id, accepted.served)
         generation = Generation(submit, accepted.serving, accepted.stops, mailbox, self._post)
         self._post(submit)
+        account.submitted(len(submit.prompt))
         return generation
 
     # How a request ended.

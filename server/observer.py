@@ -37,7 +37,16 @@ class RequestRecord:
 
 
 class RequestObserver:
-    """The default ignores everything."""
+    """The default ignores everything.
+
+    Tokens are told while a request runs: a stream may last longer than anybody looks back.
+    """
+
+    def submitted(self, variant: str, prompt_tokens: int) -> None:
+        """A request went to the engine."""
+
+    def generated(self, variant: str, count: int) -> None:
+        """``count`` tokens of one step were handed to the stream."""
 
     def first_token(self, variant: str, seconds: float) -> None:
         """The first token was handed to the stream, ``seconds`` after the request was read."""

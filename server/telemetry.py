@@ -73,8 +73,12 @@ class _Families:
         self.requests = counter(
             "inference_requests_total", "Ended requests by gRPC status in lower case.", "status"
         )
-        self.prompt_tokens = counter("inference_prompt_tokens_total", "Tokens of prompts.")
-        self.generated_tokens = counter("inference_generated_tokens_total", "Generated tokens.")
+        self.prompt_tokens = counter(
+            "inference_prompt_tokens_total", "Tokens of prompts that went to the engine."
+        )
+        self.generated_tokens = counter(
+            "inference_generated_tokens_total", "Generated tokens handed to streams."
+        )
         self.engine_seconds = counter(
             "inference_engine_seconds_total", "Engine time that the variant has used."
         )
@@ -166,6 +170,14 @@ class Telemetry(RequestObserver, EngineObserver):
 
     # Of requests, on the event loop.
 
+    def submitted(self, variant: str, prompt_tokens: int) -> None:
+        """See ``RequestObserver``."""
+        self._of(variant).prompt_tokens.inc(prompt_tokens)
+
+    def generated(self, variant: str, count: int) -> None:
+        """See ``RequestObserver``."""
+        self._of(variant).generated_tokens.inc(count)
+
     def first_token(self, variant: str, seconds: float) -> None:
         """See ``RequestObserver``."""
         self._of(variant).first_token.observe(seconds)
@@ -183,8 +195,6 @@ class Telemetry(RequestObserver, EngineObserver):
             return
         metrics = self._of(record.variant)
         metrics.requests[record.status].inc()
-        metrics.prompt_tokens.inc(record.prompt_tokens)
-        metrics.generated_tokens.inc(record.completion_tokens)
         if record.timings is not None:
             metrics.duration.observe(record.duration_s)
             metrics.queue.observe(record.timings.queue_s)

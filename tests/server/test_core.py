@@ -32,6 +32,7 @@ from server.errors import (
     UnavailableError,
 )
 from server.mailbox import Mailroom
+from server.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from tests.server.conftest import Bench, Recorder
@@ -263,6 +264,31 @@ async def test_an_unread_answer_keeps_its_place(bench: Bench) -> None:
     for outputs in unread:
         await outputs.aclose()
     assert bench.core._intake._admission.unfinished("baseline") == 0
+
+
+async def test_tokens_are_counted_while_a_stream_runs(bench: Bench) -> None:
+    """Beside engine time, which grows with each step, nothing else gives a cost per token."""
+    telemetry = Telemetry("demo")
+    telemetry.add_variant("baseline")
+    bench.core._observer = telemetry
+    bench.engine.script = lambda _: [[70, 71], [72], [73]]
+    bench.engine.gate = threading.Semaphore(0)
+
+    def counted(what: str) -> float | None:
+        labels = {"model": "demo", "variant": "baseline"}
+        return telemetry.registry.get_sample_value(f"inference_{what}_tokens_total", labels)
+
+    outputs = bench.core.generate(call(bench))
+    first = asyncio.create_task(anext(outputs))
+    await bench.until(lambda: bench.engine.submits)
+    assert (counted("prompt"), counted("generated")) == (len(bench.engine.submits[0].prompt), 0)
+    bench.engine.gate.release(2)
+    await first
+    assert counted("generated") == 2
+    await anext(outputs)
+    assert counted("generated") == 3
+    await outputs.aclose()
+    assert (counted("prompt"), counted("generated")) == (len(bench.engine.submits[0].prompt), 3)
 
 
 def test_gaps_are_divided_over_the_tokens_of_a_step(recorder: Recorder) -> None:
