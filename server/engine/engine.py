@@ -9,10 +9,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import assert_never
 
 from artifacts.errors import StepTerminatedError
+from artifacts.session import DecoderSession
 from server.engine.lane import Lane, refusal
 from server.engine.messages import (
     Attach,
@@ -22,19 +25,34 @@ from server.engine.messages import (
     Detach,
     EngineObserver,
     Event,
+    Failed,
     FailureCode,
     Generated,
     Lost,
     Submit,
+    Timings,
+    Usage,
 )
 from server.engine.turns import Turns
 
 HANG_FACTOR = 10.0
 """A step that takes this many times its predicted time hangs."""
 
+RELOAD_FACTOR = 10.0
+"""Loading a session anew may take this many times what any step may."""
+
 
 class _Stop:
     """Wakes the thread up to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What the thread is busy with: whose, until when it may take, and what can be terminated."""
+
+    variant: str
+    limit_s: float
+    session: DecoderSession | None
 
 
 class Engine:
@@ -69,8 +87,8 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
         self._aborted = False
-        # (lane, when it hangs) while a step runs; read by other threads.
-        self._step: tuple[Lane, float] | None = None
+        # While a step or a reload runs; read by other threads.
+        self._running: _Running | None = None
 
     def start(self) -> None:
         """Begin to work."""
@@ -95,12 +113,11 @@ class Engine:
         return self._thread.is_alive() and self.overdue() is None
 
     def overdue(self) -> str | None:
-        """The variant whose step hangs, if one does."""
-        step = self._step
-        if step is None:
+        """The variant whose step or reload hangs, if one does."""
+        running = self._running
+        if running is None:
             return None
-        lane, limit_s = step
-        return lane.variant if self._clock() > limit_s else None
+        return running.variant if self._clock() > running.limit_s else None
 
     def abort(self, timeout_s: float = 2.0) -> bool:
         """End a hanging step by force; all requests end UNAVAILABLE and the thread ends.
@@ -109,12 +126,18 @@ class Engine:
             Whether it ended in time.
         """
         self._aborted = True
-        step = self._step
-        if step is not None:
-            step[0].session.terminate()
+        running = self._running
+        if running is not None and running.session is not None:
+            running.session.terminate()
         return self.stop(timeout_s)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # noqa: BLE001 - nobody above would tell of it
+            self._give_up(error)
+
+    def _serve(self) -> None:
         while not self._stopping:
             self._receive(block=False)
             if self._stopping:
@@ -125,7 +148,26 @@ class Engine:
             else:
                 self._advance(self._lanes[name])
         for lane in self._lanes.values():
-            self._emit(lane.fail_all(FailureCode.UNAVAILABLE, "The server is stopping."))
+            self._settle(lane, lane.fail_all(FailureCode.UNAVAILABLE, "The server is stopping."))
+
+    def _give_up(self, error: BaseException) -> None:
+        """Report a fault of the engine itself; end what is open, as nobody will serve it.
+
+        Lanes are not asked, since one of them may be in any state: who has an owner has no final
+        event yet.
+        """
+        self._running = None
+        message = "The engine failed."
+        try:
+            self._observer.failed("", error)
+        finally:
+            nothing = Usage(0, 0, 0), Timings(0.0, 0.0, 0.0)
+            code = FailureCode.INTERNAL
+            self._emit([Failed(request, code, message, *nothing) for request in self._owners])
+            while not self._inbox.empty():
+                command = self._inbox.get()
+                if isinstance(command, Submit):
+                    self._emit([refusal(command, message)])
 
     def _receive(self, *, block: bool) -> None:
         """Take all commands that are there; wait for the first one when there is nothing to do."""
@@ -158,8 +200,7 @@ class Engine:
             return
         self._owners[request.request_id] = request.variant
         refused = lane.submit(request)
-        self._emit([refused] if refused else [])
-        self._observer.loaded(request.variant, lane.load())
+        self._settle(lane, [refused] if refused else [])
 
     def _cancel(self, command: Cancel) -> None:
         variant = self._owners.get(command.request_id)
@@ -167,9 +208,7 @@ class Engine:
             return
         lane = self._lanes[variant]
         event = lane.cancel(command.request_id, command.finish)
-        if event is not None:
-            self._emit([event])
-        self._observer.loaded(variant, lane.load())
+        self._settle(lane, [event] if event else [])
 
     def _attach(self, command: Attach) -> None:
         if command.variant in self._lanes:
@@ -177,50 +216,64 @@ class Engine:
         lane = Lane(command, self._clock)
         self._lanes[command.variant] = lane
         self._turns.add(command.variant, command.weight)
-        self._observer.loaded(command.variant, lane.load())
+        self._settle(lane, [])
 
     def _detach(self, variant: str, message: str) -> None:
         lane = self._lanes.pop(variant, None)
         if lane is None:
             return
         self._turns.remove(variant)
-        self._emit(lane.fail_all(FailureCode.UNAVAILABLE, message))
-        self._observer.loaded(variant, lane.load())
+        self._settle(lane, lane.fail_all(FailureCode.UNAVAILABLE, message))
 
     def _advance(self, lane: Lane) -> None:
-        self._emit(lane.expire())
-        limit_s = self._clock() + max(HANG_FACTOR * lane.slowest_step_s, self._hang_floor_s)
-        self._step = (lane, limit_s)
+        expired = lane.expire()
+        if expired:
+            self._settle(lane, expired)
+        allowed_s = max(HANG_FACTOR * lane.slowest_step_s, self._hang_floor_s)
+        self._running = _Running(lane.variant, self._clock() + allowed_s, lane.session)
+        events: list[Event] = []
         try:
-            events, kind, seconds = lane.step()
+            kind, seconds = lane.step(events)
         except Exception as error:  # noqa: BLE001 - it must end its requests, not the thread
-            self._recover(lane, error)
+            self._running = None
+            self._recover(lane, error, events)
             return
-        finally:
-            self._step = None
+        self._running = None
         self._turns.charge(lane.variant, seconds)
-        self._emit(events)
         if kind is None:
-            self._observer.loaded(lane.variant, lane.load())
+            self._settle(lane, events)
         else:
             self._observer.stepped(lane.variant, kind, seconds, lane.load())
+            self._emit(events)
 
-    def _recover(self, lane: Lane, error: Exception) -> None:
-        """End the failed step's requests and give the lane a fresh session."""
+    def _recover(self, lane: Lane, error: Exception, events: list[Event]) -> None:
+        """End the failed step's requests and give the lane a fresh session.
+
+        ``events`` are what the step had come to before it failed.
+        """
         self._observer.failed(lane.variant, error)
         if self._aborted and isinstance(error, StepTerminatedError):
+            self._settle(lane, events)
             self._stopping = True
             return
-        self._emit(lane.fail_running("A step of the model failed."))
+        self._settle(lane, events + lane.fail_running("A step of the model failed."))
+        _let_go(error)
+        allowed_s = RELOAD_FACTOR * self._hang_floor_s
+        self._running = _Running(lane.variant, self._clock() + allowed_s, None)
         try:
-            lane.session = lane.rebuild()
-        except Exception as rebuild_error:  # noqa: BLE001 - the other variants go on
-            self._observer.failed(lane.variant, rebuild_error)
+            lane.reload()
+        except Exception as reload_error:  # noqa: BLE001 - the other variants go on
+            self._observer.failed(lane.variant, reload_error)
             reason = "The model could not be loaded again after a failed step."
             self._detach(lane.variant, reason)
             self._lost(lane.variant, reason)
-            return
+        finally:
+            self._running = None
+
+    def _settle(self, lane: Lane, events: list[Event]) -> None:
+        """Show the gauges, then deliver: who has an answer may look at them at once."""
         self._observer.loaded(lane.variant, lane.load())
+        self._emit(events)
 
     def _emit(self, events: list[Event]) -> None:
         if not events:
@@ -229,3 +282,11 @@ class Engine:
             if not isinstance(event, Generated):
                 self._owners.pop(event.request_id, None)
         self._deliver(events)
+
+
+def _let_go(error: BaseException) -> None:
+    """Clear the frames that an exception keeps: they hold the session that failed."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__

@@ -34,7 +34,7 @@ class Lane:
         self.variant = attach.variant
         self.weight = attach.weight
         self.session: DecoderSession = attach.session
-        self.rebuild = attach.rebuild
+        self._rebuild = attach.rebuild
         self._clock = clock
         self._scheduler = Scheduler(
             slots=attach.session.slots,
@@ -81,18 +81,20 @@ class Lane:
             return None
         return self._finish(sequence, reason)
 
-    def step(self) -> tuple[list[Event], StepKind | None, float]:
+    def step(self, events: list[Event]) -> tuple[StepKind | None, float]:
         """Admit, compute one step, sample.
 
+        Args:
+            events: Those of all requests are added to it; they count also when the step fails.
+
         Returns:
-            The events of all requests, what kind of step ran (None when none did), and how many
-            seconds of engine time it took, sampling included.
+            What kind of step ran (None when none did), and how many seconds of engine time it took,
+            sampling included.
 
         Raises:
             SessionError: The session failed; call ``fail_running``.
         """
         now_s = self._clock()
-        events: list[Event] = []
         for sequence, admission in self._scheduler.admit(now_s):
             for slot in admission.evicted:
                 self.session.release(slot)
@@ -102,7 +104,7 @@ class Lane:
                 self.session.release(admission.slot, sequence.cached)
         shares = self._scheduler.plan()
         if not shares:
-            return events, None, 0.0
+            return None, 0.0
         logits = self.session.step([_row(share) for share in shares])
         self._scheduler.commit(shares)
         self._batch_rows = len(shares)
@@ -112,11 +114,12 @@ class Lane:
         for sequence, token in zip(sampling, tokens, strict=True):
             events.extend(self._take(sequence, token, done_s))
         self.slowest_step_s = max(0.99 * self.slowest_step_s, done_s - now_s)
-        return events, _kind(shares), done_s - now_s
+        return _kind(shares), done_s - now_s
 
     def fail_running(self, message: str) -> list[Event]:
         """End what the session was computing INTERNAL; what waits can still be served."""
-        ended = self._scheduler.reset()
+        self._scheduler.reset()
+        ended = [sequence for sequence in self._sequences.values() if sequence.slot >= 0]
         return [self._fail(sequence, FailureCode.INTERNAL, message) for sequence in ended]
 
     def fail_all(self, code: FailureCode, message: str) -> list[Event]:
@@ -124,6 +127,15 @@ class Lane:
         self._scheduler.reset()
         self._scheduler.waiting.clear()
         return [self._fail(sequence, code, message) for sequence in [*self._sequences.values()]]
+
+    def reload(self) -> None:
+        """Replace the session; the old one goes first, as memory may not hold two.
+
+        Raises:
+            Exception: Whatever hinders loading; the lane has no session then.
+        """
+        del self.session
+        self.session = self._rebuild()
 
     def check_integrity(self) -> None:
         """See ``SlotTable.check_integrity``; and no slot is owned without a sequence."""
@@ -149,7 +161,8 @@ class Lane:
     def _take(self, sequence: Sequence, token: Token | None, now_s: float) -> list[Event]:
         """Append a sampled token and find out whether the request ends with it."""
         if token is None:
-            self._leave(sequence)
+            for slot in self._scheduler.discard(sequence):
+                self.session.release(slot)
             return [self._fail(sequence, FailureCode.INTERNAL, "The logits are not finite.")]
         sequence.append(token.token_id, now_s)
         events: list[Event] = [Generated(sequence.request.request_id, (token,), now_s)]

@@ -209,7 +209,10 @@ class EngineObserver:
         """The gauges changed without a step."""
 
     def failed(self, variant: str, error: BaseException, **context: Any) -> None:
-        """A step failed; its requests have been ended."""
+        """A step failed, or a session could not be loaded again; the requests are ended.
+
+        Without a variant the engine itself failed, and its thread ends.
+        """
 
 
 Lost = Callable[[str, str], None]

@@ -97,8 +97,17 @@ class Scheduler:
         retained = self.table.retain(sequence.slot, sequence.tokens[: sequence.computed].copy())
         return not retained
 
-    def reset(self) -> list[Sequence]:
+    def discard(self, sequence: Sequence) -> tuple[int, ...]:
+        """Take out a running sequence whose cache, or what it was copied from, is not to be trusted.
+
+        Returns:
+            The slots whose memory is to be given back.
+        """
+        self.running.remove(sequence)
+        self.table.free(sequence.slot)
+        return (sequence.slot, *self.table.forget(sequence.tokens[: sequence.cached]))
+
+    def reset(self) -> None:
         """Drop all running sequences and all memory of slots: the cache is gone."""
-        dropped, self.running = self.running, []
+        self.running.clear()
         self.table.clear()
-        return dropped

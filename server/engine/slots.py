@@ -113,6 +113,22 @@ class SlotTable:
         self._disown(slot)
         self._put_back(slot)
 
+    def forget(self, tokens: NDArray[np.int64]) -> tuple[int, ...]:
+        """Remember nothing any longer that begins like these tokens.
+
+        Returns:
+            The slots forgotten: give their memory back.
+        """
+        alike = [
+            slot
+            for slot, retained in self._retained.items()
+            if _common(retained, tokens) >= MIN_PREFIX
+        ]
+        for slot in alike:
+            del self._retained[slot]
+            self._put_back(slot)
+        return tuple(alike)
+
     def clear(self) -> None:
         """Forget everything: the cache is gone."""
         self._free = list(range(self.slots))
@@ -135,11 +151,9 @@ class SlotTable:
         best: int | None = None
         longest = MIN_PREFIX - 1
         for slot, tokens in self._retained.items():
-            length = min(len(tokens), len(prompt) - 1)
-            if length <= longest:
+            if min(len(tokens), len(prompt) - 1) <= longest:
                 continue
-            differs = np.flatnonzero(tokens[:length] != prompt[:length])
-            common = int(differs[0]) if len(differs) else length
+            common = _common(tokens, prompt[:-1])
             if common > longest:
                 best, longest = slot, common
         return best, (longest if best is not None else 0)
@@ -168,3 +182,10 @@ class SlotTable:
         self._free.append(slot)
         # Low slots first: adjacent owners make narrow steps.
         self._free.sort()
+
+
+def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
+    """With how many equal tokens the two begin."""
+    length = min(len(one), len(other))
+    differs = np.flatnonzero(one[:length] != other[:length])
+    return int(differs[0]) if len(differs) else length
