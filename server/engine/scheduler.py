@@ -98,7 +98,7 @@ class Scheduler:
         return not retained
 
     def discard(self, sequence: Sequence) -> tuple[int, ...]:
-        """Take out a running sequence whose cache, or what it was copied from, is not to be trusted.
+        """Take out a running sequence; neither its cache nor what it was copied from is trusted.
 
         Returns:
             The slots whose memory is to be given back.
