@@ -135,6 +135,10 @@ class App:
         Raises:
             ListenError: A port cannot be had.
         """
+        with self._signals():
+            return await self._run()
+
+    async def _run(self) -> ExitCode:
         server = self._config.server
         ops_host = server.ops_host or server.host
         rpc, grpc_port = create_server(
@@ -148,9 +152,8 @@ class App:
         self._listening(Addresses(server.host, grpc_port, ops_host, ops.port))
         lifecycle = asyncio.create_task(self._lifecycle.run())
         try:
-            with self._signals():
-                code = await self._serve(lifecycle)
-                await self._shut_down(lifecycle, rpc, code)
+            code = await self._serve(lifecycle)
+            await self._shut_down(lifecycle, rpc, code)
         finally:
             await ops.stop()
             self._texts.shutdown(cancel_futures=True)

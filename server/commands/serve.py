@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -23,11 +24,12 @@ from server.commands.options import (
 from server.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from server.app import Addresses
     from server.catalog import VariantView
-    from server.config.fields import Config
+    from server.optimizer import Optimizer
+    from server.planning import Planned
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not bound
 
@@ -56,27 +58,52 @@ def serve(
 
     started_s = _process_start_s()
     flags = {"server.host": host, "server.grpc_port": grpc_port, "server.ops_port": ops_port}
-    source, read = config_reader(config, model, flags)
-    with failures():
-        code = asyncio.run(_serve(source, read, started_s, verify=verify))
+    code = asyncio.run(_serve(config, model, flags, started_s, verify=verify))
     if code is ExitCode.HANG:
-        # The hung step still holds a thread; waiting for it would never end.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _exit_now(code)  # the hung step still holds a thread; waiting for it would never end
     raise typer.Exit(code)
 
 
 async def _serve(
-    source: str, read: Callable[[], Config], started_s: float, *, verify: bool
+    config: Path | None,
+    model: str | None,
+    flags: Mapping[str, Any],
+    started_s: float,
+    *,
+    verify: bool,
 ) -> ExitCode:
+    import asyncio
+
+    _cancel_on_signals()  # until the app has its own handlers
+    with failures():
+        try:
+            planned, optimizer, plan_s = await _prepare(config, model, flags, verify=verify)
+        except asyncio.CancelledError:
+            _exit_now(ExitCode.OK)  # its child is gone; a thread may import or hash for long yet
+        return await _run(planned, optimizer, started_s, plan_s)
+
+
+def _cancel_on_signals() -> None:
+    """Have the running task cancelled by what asks the process to stop."""
+    import asyncio
+
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    if task is not None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+
+
+async def _prepare(
+    config: Path | None, model: str | None, flags: Mapping[str, Any], *, verify: bool
+) -> tuple[Planned, Optimizer, float]:
+    """Everything before the server proper; also gives how many seconds the planning took."""
     import asyncio
 
     from server import logs
     from server.optimizer import ChildOptimizer
     from server.planning import plan
-    from server.progress import ProgressBars
 
+    source, read = config_reader(config, model, flags)
     logs.configure("info", "auto")  # until the config says otherwise
     optimizer = ChildOptimizer()
     # The chains are judged by a child; meanwhile the libraries that serving needs are loaded.
@@ -89,8 +116,12 @@ async def _serve(
     logs.configure(log.level, log.format)
     if verify:
         planned = await asyncio.to_thread(verified, planned)
+    return planned, optimizer, plan_s
 
+
+async def _run(planned: Planned, optimizer: Optimizer, started_s: float, plan_s: float) -> ExitCode:
     from server.app import App
+    from server.progress import ProgressBars
 
     greeting = _Greeting(planned.config.model)
     with ProgressBars() as bars:
@@ -103,6 +134,13 @@ async def _serve(
             plan_s=plan_s,
         )
         return await app.run()
+
+
+def _exit_now(code: ExitCode) -> NoReturn:
+    """End without waiting for threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _import_serving() -> None:

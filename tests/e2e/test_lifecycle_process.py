@@ -36,9 +36,13 @@ def long_request(tokens: int) -> pb.GenerateRequest:
 
 
 def build_child(server: ServerProcess) -> psutil.Process | None:
+    return child_that(server, "build")
+
+
+def child_that(server: ServerProcess, act: str) -> psutil.Process | None:
     for child in server.children():
         try:
-            if child.cmdline()[-1:] == ["build"]:
+            if child.cmdline()[-1:] == [act]:
                 return child
         except psutil.NoSuchProcess:
             continue
@@ -133,6 +137,32 @@ def test_streams_are_cut_at_the_drain_limit(
         list(stream)
     assert cut.value.code() == grpc.StatusCode.UNAVAILABLE
     assert server.process.wait(30) == 0
+
+
+def hears_sigterm(server: ServerProcess) -> bool | None:
+    """True once the process has a handler for it."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1) or None
+
+
+def judging_child(server: ServerProcess) -> psutil.Process | None:
+    return child_that(server, "plan")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("moment", [hears_sigterm, judging_child])
+def test_sigterm_before_anything_is_served_is_a_stop_like_any_other(
+    demo_store: Path, launch: Any, write_config: Any, *, moment: Any, seconds: float
+) -> None:
+    """From the first moment on that it can be heard; the child that judges chains goes as well."""
+    server = launch(write_config(**demo(demo_store, BASELINE)))
+    server.wait_for(lambda: moment(server), 20)
+    time.sleep(seconds)
+    children = server.children()
+    assert server.stop() == 0
+    assert psutil.wait_procs(children, timeout=1)[1] == []
+    assert "Traceback" not in server.log
 
 
 # Builds that end badly.
