@@ -122,6 +122,7 @@ class App:
             clock=clock,
         )
         self._health = HealthService()
+        self._nothing_left = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._cut_asked = asyncio.Event()
         self._draining = False
@@ -186,24 +187,32 @@ class App:
     async def _serve(self, lifecycle: asyncio.Task[None]) -> ExitCode:
         stop = asyncio.create_task(self._stop_asked.wait())
         hang = asyncio.create_task(self._watch_engine())
+        bare = asyncio.create_task(self._nothing_left.wait())
+        ends = (stop, hang, bare)
         try:
-            await asyncio.wait((stop, hang, lifecycle), return_when=asyncio.FIRST_COMPLETED)
-            if lifecycle.done() and not stop.done() and not hang.done():
+            await asyncio.wait((*ends, lifecycle), return_when=asyncio.FIRST_COMPLETED)
+            if not any(end.done() for end in ends):
                 await lifecycle  # a fault of the lifecycle itself is raised here
-                if not self._variants.any_ready:
-                    _log.error("no variant can be served")
-                    return ExitCode.FAILURE
-                await asyncio.wait((stop, hang), return_when=asyncio.FIRST_COMPLETED)
-            return ExitCode.HANG if hang.done() else ExitCode.OK
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if hang.done():
+                return ExitCode.HANG
+            if stop.done():
+                return ExitCode.OK
+            _log.error("no variant can be served")
+            return ExitCode.FAILURE
         finally:
-            stop.cancel()
-            hang.cancel()
+            for end in ends:
+                end.cancel()
 
     async def _watch_engine(self) -> None:
         """Return when the engine hangs or its thread is gone."""
         while self._engine.alive():  # noqa: ASYNC110 - a hang sends no event
             await asyncio.sleep(_LOOK_S)
-        _log.critical("the engine hangs", variant=self._engine.overdue())
+        variant = self._engine.overdue()
+        if variant is None:
+            _log.critical("the engine's thread has ended")
+        else:
+            _log.critical("the engine hangs", variant=variant)
 
     async def _shut_down(
         self, lifecycle: asyncio.Task[None], rpc: grpc.aio.Server, code: ExitCode
@@ -277,6 +286,8 @@ class App:
             )
         elif view.state is VariantState.FAILED:
             _log.error("variant failed", variant=view.name, error=view.error)
+            if self._variants.settled and not self._variants.any_ready:
+                self._nothing_left.set()
         self._refresh_health()
 
     def _lost(self, name: str, reason: str) -> None:

@@ -278,13 +278,95 @@ def test_a_hung_step_ends_its_streams_and_the_process_with_70(
     config = write_config(**demo(demo_store, BASELINE, engine={"hang_seconds": 1}))
     server = launch(config, program=("-c", HANGING.format(terminate=terminate)))
     server.wait_ready()
-    stream = stub(server).Generate(long_request(100), timeout=120)
-    next(stream)
-    with pytest.raises(grpc.RpcError) as hung:
-        list(stream)
+    with grpc.insecure_channel(server.target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [
+            health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=120)
+            for name in ("", "baseline")
+        ]
+        for watch in watches:
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        stream = stub(server).Generate(long_request(100), timeout=120)
+        next(stream)
+        if terminate == "lambda: None":  # else the process may be gone before anybody has looked
+            server.wait_for(lambda: server.get("/livez")[0] == 503 or None)
+        for watch in watches:
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as hung:
+            list(stream)
     assert hung.value.code() == grpc.StatusCode.UNAVAILABLE
     assert server.process.wait(30) == 70
     assert "the engine hangs" in server.log
+
+
+# An engine that breaks.
+
+DYING = """
+from server.cli import main
+from server.engine.engine import Engine
+
+def submit(engine, request):
+    raise RuntimeError("A fault of the engine itself.")
+
+Engine._submit = submit
+main()
+"""
+
+LOST = """
+import server.loading
+from artifacts.errors import SessionError
+from server.cli import main
+
+opened = server.loading.open_session
+sessions = 0
+
+def open_failing(*arguments, **options):
+    global sessions
+    sessions += 1
+    if sessions > 1:
+        raise SessionError("The session cannot be had again.")
+    session = opened(*arguments, **options)
+
+    def fail(rows):
+        raise SessionError("The step failed.")
+
+    steps = iter([session.step] * 2)  # warming up
+    session.step = lambda rows: next(steps, fail)(rows)
+    return session
+
+server.loading.open_session = open_failing
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "code", "words"),
+    [
+        (DYING, grpc.StatusCode.UNAVAILABLE, 70, "the engine's thread has ended"),
+        (LOST, grpc.StatusCode.INTERNAL, 1, "no variant can be served"),
+    ],
+    ids=["thread", "last variant"],
+)
+def test_an_engine_that_serves_nothing_any_more_ends_the_process(
+    demo_store: Path,
+    launch: Any,
+    write_config: Any,
+    stub: Any,
+    *,
+    program: str,
+    status: grpc.StatusCode,
+    code: int,
+    words: str,
+) -> None:
+    """Who starts processes again is told by the exit code, and a person by the right words."""
+    server = launch(write_config(**demo(demo_store, BASELINE)), program=("-c", program))
+    server.wait_ready()
+    with pytest.raises(grpc.RpcError) as ended:
+        stub(server).Complete(long_request(10), timeout=60)
+    assert ended.value.code() == status
+    assert server.process.wait(30) == code
+    assert words in server.log
+    assert "hangs" not in server.log
 
 
 # Artifacts that the disk has changed.
