@@ -42,7 +42,7 @@ from server.variants import Variants, Watcher
 _log = structlog.get_logger(__name__)
 
 _LOOK_S = 1.0  # how often the engine's heartbeat is looked at
-_LAST_WORDS_S = 2.0  # for handing the last messages over once the engine is done
+_LAST_WORDS_S = 2.0  # for telling the callers of streams that are cut
 _TEXT_THREADS = 2  # encode prompts and decode text
 
 
