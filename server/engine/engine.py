@@ -253,7 +253,6 @@ class Engine:
         """
         self._observer.failed(lane.variant, error)
         if self._aborted and isinstance(error, StepTerminatedError):
-            self._settle(lane, events)
             self._stopping = True
             return
         self._settle(lane, events + lane.fail_running("A step of the model failed."))
