@@ -216,7 +216,8 @@ class Telemetry(RequestObserver, EngineObserver):
 
     def failed(self, variant: str, error: BaseException, **context: Any) -> None:
         """See ``EngineObserver``."""
-        _log.error("step failed", variant=variant, exc_info=error, **context)
+        what = "step failed" if variant else "the engine failed"
+        _log.error(what, variant=variant or None, exc_info=error, **context)
 
     def _of(self, variant: str) -> _VariantMetrics:
         return self._variants[variant]
