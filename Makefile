@@ -10,7 +10,7 @@ TORCH_INDEX_URL ?=
 ARGS ?=
 QUICK ?=
 DOCKER ?= docker
-COVERAGE_FLOOR := 80
+COVERAGE_FLOOR := 93
 
 VENV := .venv
 BIN := $(VENV)/bin
