@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from server.engine.distribution import draw, top_indices
 from server.engine.messages import Sampling, Token, TokenLogprob
-from server.engine.randomness import uniforms
+from server.engine.randomness import Uniforms
 from server.engine.sequence import Sequence
 
 
@@ -24,6 +24,7 @@ class Sampler:
     def __init__(self, vocab_size: int) -> None:
         self._reshaped = np.empty(vocab_size, np.float32)
         self._shifted = np.empty(vocab_size, np.float32)
+        self._uniforms = Uniforms()
 
     def sample(self, logits: NDArray[np.float32], rows: Rows[Sequence]) -> list[Token | None]:
         """Choose one token per row.
@@ -69,7 +70,7 @@ class Sampler:
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
-            numbers=uniforms(sampling.seed, sequence.known),
+            numbers=self._uniforms.at(sampling.seed, sequence.known),
         )
 
 

@@ -12,9 +12,11 @@ from scipy import special, stats
 
 from server.engine.distribution import draw, kth_largest, top_indices
 from server.engine.messages import Sampling, Submit
-from server.engine.randomness import uniforms
+from server.engine.randomness import Uniforms
 from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence
+
+uniforms = Uniforms().at
 
 
 def _oracle(scores: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarray:
@@ -183,6 +185,21 @@ def test_tiny_temperature_is_greedy_and_finite() -> None:
     (token,) = Sampler(64).sample(logits, [_sequence(sampling)])
     assert token is not None
     assert token.token_id == int(logits.argmax())
+
+
+@pytest.mark.parametrize(("seed", "position"), [(0, 0), (1, 5), (2**64 - 1, 2**40), (77, 3)])
+def test_uniforms_are_philox_s(seed: int, position: int) -> None:
+    """They are those of a generator that is made for this seed and position."""
+    words = np.random.Philox(key=seed, counter=[0, position, 0, 0]).random_raw(11).tolist()
+    expected = [(word >> 11) * 2.0**-53 for word in words]
+    assert expected == list(itertools.islice(uniforms(seed, position), 11))
+
+
+def test_uniforms_may_be_read_in_turns() -> None:
+    """Readers of one generator do not disturb each other, across their blocks of four."""
+    apart = [list(itertools.islice(uniforms(5, position), 9)) for position in (1, 2)]
+    turns = list(itertools.islice(zip(uniforms(5, 1), uniforms(5, 2), strict=False), 9))
+    assert apart == [list(numbers) for numbers in zip(*turns, strict=True)]
 
 
 def test_uniforms_depend_on_seed_and_position_alone() -> None:
