@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Uniforms:
         self._bits = np.random.Philox(0)
         self._counter = np.zeros(4, np.uint64)
         self._key = np.zeros(2, np.uint64)
-        self._state = {
+        self._state: Any = {  # numpy's own type for it is private
             "bit_generator": "Philox",
             "state": {"counter": self._counter, "key": self._key},
             "buffer": np.zeros(_BLOCK, np.uint64),
