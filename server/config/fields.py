@@ -75,8 +75,8 @@ class EngineSection(Section):
         default=256,
         ge=0,
         le=1_000_000,
-        description="Requests per variant that may wait for a slot; further ones are refused "
-        "with RESOURCE_EXHAUSTED.",
+        description="Requests per variant that may wait for a slot, answers that their caller "
+        "has not read yet included; further ones are refused with RESOURCE_EXHAUSTED.",
     )
     hang_seconds: float = Field(
         default=60,
@@ -139,7 +139,8 @@ class ServerSection(Section):
         default=30,
         ge=0,
         le=3600,
-        description="How long running streams may go on after SIGTERM before they are cut.",
+        description="How long running streams, and readers of finished ones, may go on after "
+        "SIGTERM before they are cut.",
     )
     limits: LimitsSection = Field(
         default=LimitsSection(), description="What one request may ask for."
