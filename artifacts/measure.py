@@ -48,7 +48,7 @@ class SessionScorer:
     def logits(self, tokens: NDArray[np.int64], first: int) -> NDArray[np.float32]:
         """Run one document through an empty slot."""
         row = Row(slot=0, start=0, tokens=tokens, logits=tokens.size - first)
-        return self._session.step([row])
+        return self._session.step([row]).logits
 
 
 def open_scorer(model: Path, graph: GraphSpec, *, threads: int | None) -> SessionScorer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +19,29 @@ from artifacts.errors import BugError, SessionError, StepTerminatedError
 from artifacts.kv_cache import KvCache
 from artifacts.manifest import GraphSpec
 from artifacts.runtime import Threads, open_runtime
+from artifacts.scores import Scores, empty_scores
 from artifacts.session import Row
 
 _BINDINGS = 64  # spans of slots whose bindings are kept
 
 
+class _Shape(NamedTuple):
+    """What a step's inputs and outputs are as large as."""
+
+    tokens: int
+    width: int
+    logits: int
+    sampled: int
+
+
 class _Binding:
-    """ONNX Runtime's binding for one span of slots, and the shapes it is bound for."""
+    """ONNX Runtime's binding for one span of slots, and the shape it is bound for."""
 
     __slots__ = ("bound", "io")
 
     def __init__(self, io: Any) -> None:
         self.io = io
-        self.bound: tuple[int, int, int] | None = None  # (tokens, width, logits)
+        self.bound: _Shape | None = None
 
 
 class PackedSession:
@@ -48,6 +58,11 @@ class PackedSession:
     ) -> None:
         if graph.form != "packed":
             raise BugError(f"A {graph.form} graph cannot run in a packed session.")
+        if "sampled_rows" not in graph.inputs:
+            raise SessionError(
+                "The artifact was built by an older version and gives logits alone.",
+                remedy="Build the variant again.",
+            )
         if not 1 <= max_length <= graph.max_length:
             raise SessionError(
                 f"max_length {max_length} does not lie within 1 and {graph.max_length}.",
@@ -76,10 +91,12 @@ class PackedSession:
         self._unpad = np.zeros(slots, np.int64)
         self._pad = np.zeros(slots, np.int64)
         self._wanted = np.zeros(slots, np.int64)
-        self._logits = np.zeros((slots, graph.vocab_size), np.float32)
+        self._sampled = np.zeros(slots, np.int64)
+        self._inverse = np.zeros((slots, 1), np.float32)
+        self._scores = empty_scores(slots, graph.vocab_size, sampled=slots)
         self._arange = np.arange(max_length, dtype=np.int64)
 
-    def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def step(self, rows: Sequence[Row]) -> Scores:
         """See ``DecoderSession.step``."""
         low = min(row.slot for row in rows)
         high = max(row.slot for row in rows) + 1
@@ -94,7 +111,7 @@ class PackedSession:
         pad = self._pad[: span * width].reshape(span, width)
         if len(rows) < span or tokens < len(rows) * width:
             pad[:] = 0
-        packed = wanted = 0
+        packed = wanted = sampled = 0
         for row in rows:
             count = len(row.tokens)
             end = packed + count
@@ -113,14 +130,18 @@ class PackedSession:
             self._cache.wrote(row.slot, length)
             packed = end
             wanted += row.logits
+            if row.temperature and row.logits:
+                self._sampled[sampled] = wanted - 1
+                self._inverse[sampled] = 1.0 / row.temperature
+                sampled += 1
         # An idle row must name a length that is valid, and is neither read nor written.
         np.maximum(self._lengths[low:high] - 1, 0, out=self._seqlens_k[:span])
         self._total[0] = self._lengths[low:high].max()
         if logits == 0:
             self._wanted[0] = 0  # the graph wants one; nobody reads it
-        binding = self._bind(low, high, tokens, width, max(logits, 1))
-        self._run(binding)
-        return self._logits[:logits]
+        shape = _Shape(tokens, width, max(logits, 1), sampled)
+        self._run(self._bind(low, high, shape))
+        return self._scores.part(logits, sampled)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See ``DecoderSession.copy``."""
@@ -153,7 +174,7 @@ class PackedSession:
         finally:
             self._run_options = None
 
-    def _bind(self, low: int, high: int, tokens: int, width: int, logits: int) -> _Binding:
+    def _bind(self, low: int, high: int, shape: _Shape) -> _Binding:
         binding = self._bindings.get((low, high))
         if binding is None:
             binding = _Binding(self._runtime.io_binding())
@@ -163,9 +184,9 @@ class PackedSession:
                 self._bindings.popitem(last=False)
         else:
             self._bindings.move_to_end((low, high))
-        if binding.bound != (tokens, width, logits):
-            self._bind_step(binding.io, high - low, tokens, width, logits)
-            binding.bound = (tokens, width, logits)
+        if binding.bound != shape:
+            self._bind_step(binding.io, high - low, shape)
+            binding.bound = shape
         return binding
 
     def _bind_cache(self, io: Any, low: int, high: int) -> None:
@@ -175,7 +196,8 @@ class PackedSession:
             io.bind_input(tensor.past, "cpu", 0, np.float32, shape, address)
             io.bind_output(tensor.present, "cpu", 0, np.float32, shape, address)
 
-    def _bind_step(self, io: Any, span: int, tokens: int, width: int, logits: int) -> None:
+    def _bind_step(self, io: Any, span: int, shape: _Shape) -> None:
+        tokens, width, logits, sampled = shape
         values: tuple[tuple[str, NDArray[Any], tuple[int, ...]], ...] = (
             ("input_ids", self._ids, (1, tokens)),
             ("position_ids", self._positions, (1, tokens)),
@@ -185,12 +207,15 @@ class PackedSession:
             ("seqlens_k", self._seqlens_k, (span,)),
             ("total_sequence_length", self._total, ()),
             ("logit_positions", self._wanted, (logits,)),
+            ("sampled_rows", self._sampled, (sampled,)),
+            ("inverse_temperatures", self._inverse, (sampled, 1)),
         )
-        for name, array, shape in values:
+        for name, array, dims in values:
             if name in self._inputs:
-                io.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
-        output = (1, logits, self.vocab_size)
-        io.bind_output("logits", "cpu", 0, np.float32, output, self._logits.ctypes.data)
+                io.bind_input(name, "cpu", 0, array.dtype.type, dims, array.ctypes.data)
+        for name, array in self._scores.part(logits, sampled).named():
+            output = (1, *array.shape)
+            io.bind_output(name, "cpu", 0, array.dtype.type, output, array.ctypes.data)
 
     def _grow(self, *, tokens: int, padded: int, logits: int) -> None:
         """Make the step's buffers at least this large; new memory must be bound anew."""
@@ -203,8 +228,8 @@ class PackedSession:
         if len(self._pad) < padded:
             self._pad = np.zeros(padded, np.int64)
             grown = True
-        if len(self._logits) < logits:
-            self._logits = np.zeros((logits, self.vocab_size), np.float32)
+        if len(self._scores.logits) < logits:
+            self._scores = empty_scores(logits, self.vocab_size, sampled=self.slots)
             self._wanted = np.zeros(logits, np.int64)
             grown = True
         longest = max(self.max_length, padded, tokens)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from artifacts.errors import BugError, SessionError, StepTerminatedError
 from artifacts.manifest import GraphSpec
 from artifacts.runtime import Threads, open_runtime
-from artifacts.session import Row
+from artifacts.scores import Scores, score
+from artifacts.session import Row, temperatures_of
 
 _ITEM = 4  # bytes of a float32
 
@@ -59,12 +60,12 @@ class PlainSession:
         self._run_options: Any = None
         self._terminated = False
 
-    def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def step(self, rows: Sequence[Row]) -> Scores:
         """See ``DecoderSession.step``."""
         if len({row.slot for row in rows}) < len(rows):
             raise BugError("A slot is given twice in one step.")
         wanted = [self._step_row(row)[len(row.tokens) - row.logits :] for row in rows]
-        return np.concatenate(wanted)
+        return score(np.concatenate(wanted), temperatures_of(rows))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See ``DecoderSession.copy``."""

@@ -1,4 +1,4 @@
-"""What a decoder session is: rows in, logits out, its own key-value cache.
+"""What a decoder session is: rows in, scores out, its own key-value cache.
 
 Owns the seam between whoever schedules tokens (engine, measuring) and ONNX Runtime. Knows nothing
 of requests, sampling or text. Two implementations: ``artifacts.packed_session`` (ragged rows in
@@ -16,11 +16,13 @@ longest row and ``m`` wanted logits:
 ``seqlens_k``         (rows,) int32      row length after this step - 1, at least 0
 ``total_sequence_length`` () int32       longest row length after this step
 ``logit_positions``   (m,) int64         packed indices whose logits are wanted
+``sampled_rows``      (s,) int64         which of the wanted have probabilities, 0..m
+``inverse_temperatures`` (s, 1) float32  1 / temperature of each of these
 ``past_key_values.i.key|value`` (rows, kv_heads, max_length, head_dim) float32, and the same
 memory again as the outputs ``present.i.key|value``
 ===================== ================== ========================================================
 
-The output ``logits`` is (1, m, vocab) float32.
+The outputs are named and shaped as the arrays of ``artifacts.scores.Scores``, with a leading 1.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.scores import Scores
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -42,12 +46,23 @@ class Row:
         start: Tokens of this slot that the cache already holds; tokens are appended from there.
         tokens: ``(n,)`` int64, n >= 1.
         logits: Of how many of the last tokens the logits are wanted, 0..n.
+        temperature: At which the probabilities behind the last token are wanted too; 0 = nowhere.
     """
 
     slot: int
     start: int
     tokens: NDArray[np.int64]
     logits: int
+    temperature: float = 0.0
+
+
+def temperatures_of(rows: Sequence[Row]) -> list[float]:
+    """The temperature of every wanted position; 0 at all but the last of a row."""
+    temperatures: list[float] = []
+    for row in rows:
+        if row.logits:
+            temperatures += [0.0] * (row.logits - 1) + [row.temperature]
+    return temperatures
 
 
 class DecoderSession(Protocol):
@@ -58,14 +73,14 @@ class DecoderSession(Protocol):
     vocab_size: int
     kv_bytes_per_token: int
 
-    def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def step(self, rows: Sequence[Row]) -> Scores:
         """Append each row's tokens to its slot and compute.
 
         Rows name distinct slots. Slots that are not named are left untouched.
 
         Returns:
-            ``(sum of row.logits, vocab_size)`` float32, row after row in the order given; valid
-            until the next step.
+            Of ``sum of row.logits`` positions, row after row in the order given; valid until the
+            next step, and the reader's to overwrite.
 
         Raises:
             SessionError: ONNX Runtime failed; the cache is no longer to be trusted.

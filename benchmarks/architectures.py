@@ -110,7 +110,7 @@ def _greedy(session: DecoderSession, prompts: list[Any], new_tokens: int) -> lis
     done = [0] * len(prompts)
     for _ in range(new_tokens):
         rows = [Row(slot, done[slot], tokens, 1) for slot, tokens in enumerate(pending)]
-        for slot, line in enumerate(session.step(rows)):
+        for slot, line in enumerate(session.step(rows).logits):
             done[slot] += len(pending[slot])
             texts[slot].append(int(line.argmax()))
             pending[slot] = np.array(texts[slot][-1:], np.int64)

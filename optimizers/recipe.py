@@ -15,7 +15,7 @@ from artifacts.digest import sha256_json
 from optimizers.stage import Stage
 
 RECIPE_FORMAT = 1
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 """Raised whenever the export of the same model would give another graph."""
 
 _LIBRARIES = {

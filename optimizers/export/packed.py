@@ -14,6 +14,7 @@ import numpy as np
 
 from artifacts.manifest import GraphSpec, KvLayer
 from optimizers.export.decoder import Decoder, RotaryTable
+from optimizers.export.scoring import add_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +68,7 @@ def pack(model: Any, decoder: Decoder, tables: Sequence[RotaryTable] | None) -> 
     for key in [key for key in model.functions if key[0] == "com.microsoft"]:
         del model.functions[key]
     surgery.close(decoder.vocab_size)
+    add_scores(model, decoder.vocab_size)
     return _spec(model, decoder)
 
 

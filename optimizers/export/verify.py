@@ -129,7 +129,7 @@ def _run(
                 step.append((index, Row(placed.slot, start, tokens, count)))
         if not step:
             continue
-        logits = session.step([row for _, row in step])
+        logits = session.step([row for _, row in step]).logits
         offset = 0
         for index, row in step:
             given[index].append(logits[offset : offset + row.logits].copy())

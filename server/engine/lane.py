@@ -105,11 +105,11 @@ class Lane:
         shares = self._scheduler.plan()
         if not shares:
             return None, 0.0
-        logits = self.session.step([_row(share) for share in shares])
+        scores = self.session.step([self._row(share) for share in shares])
         self._scheduler.commit(shares)
         self._batch_rows = len(shares)
         sampling = [share.sequence for share in shares if share.samples]
-        tokens = self._sampler.sample(logits, sampling) if sampling else []
+        tokens = self._sampler.sample(scores, sampling) if sampling else []
         done_s = self._clock()
         for sequence, token in zip(sampling, tokens, strict=True):
             events.extend(self._take(sequence, token, done_s))
@@ -157,6 +157,14 @@ class Lane:
             message = "The deadline passed before the generation was complete."
             events.append(self._fail(sequence, FailureCode.DEADLINE_EXCEEDED, message))
         return events
+
+    def _row(self, share: Share) -> Row:
+        sequence = share.sequence
+        start = sequence.computed
+        tokens = sequence.tokens[start : start + share.tokens]
+        if not share.samples:
+            return Row(sequence.slot, start, tokens, 0)
+        return Row(sequence.slot, start, tokens, 1, self._sampler.temperature(sequence))
 
     def _take(self, sequence: Sequence, token: Token | None, now_s: float) -> list[Event]:
         """Append a sampled token and find out whether the request ends with it."""
@@ -210,13 +218,6 @@ def refusal(request: Submit, message: str) -> Failed:
     timings = sequence.timings(request.received_s)
     code = FailureCode.UNAVAILABLE
     return Failed(request.request_id, code, message, sequence.usage(), timings)
-
-
-def _row(share: Share) -> Row:
-    sequence = share.sequence
-    start = sequence.computed
-    tokens = sequence.tokens[start : start + share.tokens]
-    return Row(sequence.slot, start, tokens, 1 if share.samples else 0)
 
 
 def _kind(shares: list[Share]) -> StepKind:

@@ -12,7 +12,8 @@ from collections.abc import Sequence as Rows
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.distribution import draw, top_indices
+from artifacts.scores import Scores, softmax
+from server.engine.distribution import block_sums, draw, top_indices, top_tokens
 from server.engine.messages import Sampling, Token, TokenLogprob
 from server.engine.randomness import Uniforms
 from server.engine.sequence import Sequence
@@ -23,55 +24,116 @@ class Sampler:
 
     def __init__(self, vocab_size: int) -> None:
         self._reshaped = np.empty(vocab_size, np.float32)
-        self._shifted = np.empty(vocab_size, np.float32)
         self._uniforms = Uniforms()
 
-    def sample(self, logits: NDArray[np.float32], rows: Rows[Sequence]) -> list[Token | None]:
+    def temperature(self, sequence: Sequence) -> float:
+        """At which temperature the session is to give probabilities for ``sample``; 0 for none."""
+        sampling = sequence.request.sampling
+        if sampling.temperature == 0.0 or _narrows(sampling) or _reshapes(sampling, sequence):
+            return 0.0
+        return sampling.temperature
+
+    def sample(self, scores: Scores, sequences: Rows[Sequence]) -> list[Token | None]:
         """Choose one token per row.
 
         Args:
-            logits: (rows, vocab) float32, left as it is.
-            rows: The sequences in the same order.
+            scores: Of one row per sequence, with probabilities where ``temperature`` says so;
+                these are overwritten.
+            sequences: In the same order.
 
         Returns:
             One token per row; None where the row's logits are not finite.
         """
-        best = logits.argmax(axis=1)
-        tops = logits[np.arange(len(rows)), best]
-        finite = np.isfinite(tops).tolist()
-        greedy = best.tolist()
-        return [
-            self._choose(logits[index], sequence, greedy[index]) if finite[index] else None
-            for index, sequence in enumerate(rows)
-        ]
+        best = scores.best.tolist()
+        finite = np.isfinite(scores.best_logits).tolist()
+        tokens: list[Token | None] = []
+        sampled = 0
+        for index, sequence in enumerate(sequences):
+            if finite[index] and _is_plain(sequence.request.sampling):
+                tokens.append(Token(best[index]))
+                continue
+            row = _Row(scores.logits[index], scores.block_maxima[index], best[index])
+            if self.temperature(sequence):
+                row.probabilities = scores.probabilities[sampled]
+                row.block_sums = scores.block_sums[sampled]
+                sampled += 1
+            tokens.append(self._choose(row, sequence) if finite[index] else None)
+        return tokens
 
-    def _choose(self, logits: NDArray[np.float32], sequence: Sequence, best: int) -> Token:
+    def _choose(self, row: _Row, sequence: Sequence) -> Token | None:
         sampling = sequence.request.sampling
-        scores = logits
+        chosen = row
         if _reshapes(sampling, sequence):
-            scores = self._reshaped
-            np.copyto(scores, logits)
-            _reshape(scores, sampling, sequence)
-            best = int(scores.argmax())
-        token = best if sampling.temperature == 0.0 else self._draw(scores, sequence, best)
+            np.copyto(self._reshaped, row.logits)
+            _reshape(self._reshaped, sampling, sequence)
+            chosen = _row_of(self._reshaped, blocks=len(row.block_maxima))
+        token: int | None = chosen.best
+        if sampling.temperature != 0.0:
+            token = self._draw(chosen, sequence)
+        if token is None:
+            return None
         _remember(sequence, sampling, token)
         if sampling.logprobs is None:
             return Token(token)
-        return _with_logprobs(logits, token, sampling.logprobs)
+        return _with_logprobs(row, token, sampling.logprobs)
 
-    def _draw(self, scores: NDArray[np.float32], sequence: Sequence, best: int) -> int:
+    def _draw(self, row: _Row, sequence: Sequence) -> int | None:
         sampling = sequence.request.sampling
-        # Subtracting first keeps a tiny temperature from overflowing.
-        np.subtract(scores, scores[best], out=self._shifted)
-        if sampling.temperature != 1.0:
-            np.divide(self._shifted, np.float32(sampling.temperature), out=self._shifted)
-        return draw(
-            self._shifted,
-            top_k=sampling.top_k,
+        inside: NDArray[np.int64] | None = None
+        weights, sums = row.probabilities, row.block_sums
+        if weights is None or sums is None:
+            logits = row.logits
+            if _narrows(sampling) and sampling.top_k < len(logits):
+                inside = top_tokens(logits, row.block_maxima, sampling.top_k)
+                logits = logits[inside]
+            weights = softmax(logits[None], sampling.temperature)[0]
+            blocks = len(row.block_maxima) if inside is None else 1
+            sums = block_sums(weights.reshape(blocks, -1))
+        if not np.isfinite(sums).all():
+            return None
+        index = draw(
+            weights,
+            sums,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
             numbers=self._uniforms.at(sampling.seed, sequence.known),
         )
+        return index if inside is None else int(inside[index])
+
+
+class _Row:
+    """The scores of one position."""
+
+    __slots__ = ("best", "block_maxima", "block_sums", "logits", "probabilities")
+
+    def __init__(
+        self, logits: NDArray[np.float32], block_maxima: NDArray[np.float32], best: int
+    ) -> None:
+        self.logits = logits
+        self.block_maxima = block_maxima
+        self.best = best
+        self.probabilities: NDArray[np.float32] | None = None
+        self.block_sums: NDArray[np.float32] | None = None
+
+
+def _row_of(logits: NDArray[np.float32], *, blocks: int) -> _Row:
+    return _Row(logits, logits.reshape(blocks, -1).max(axis=1), int(logits.argmax()))
+
+
+def _is_plain(sampling: Sampling) -> bool:
+    """Whether the token with the highest logit is wanted and nothing else, as it is."""
+    return (
+        sampling.temperature == 0.0
+        and sampling.logprobs is None
+        and sampling.min_tokens == 0
+        and not sampling.logit_bias
+        and not _has_penalties(sampling)
+    )
+
+
+def _narrows(sampling: Sampling) -> bool:
+    """Whether a few of the highest logits are all that counts."""
+    return sampling.top_k > 0
 
 
 def _has_penalties(sampling: Sampling) -> bool:
@@ -122,11 +184,11 @@ def _remember(sequence: Sequence, sampling: Sampling, token: int) -> None:
             sequence.seen[token] = True
 
 
-def _with_logprobs(logits: NDArray[np.float32], token: int, count: int) -> Token:
-    highest = logits.max()
+def _with_logprobs(row: _Row, token: int, count: int) -> Token:
+    logits, highest = row.logits, row.logits[row.best]
     log_total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
     top = tuple(
         TokenLogprob(int(index), float(logits[index]) - log_total)
-        for index in top_indices(logits, count)
+        for index in top_indices(logits, row.block_maxima, count)
     )
     return Token(token, float(logits[token]) - log_total, top)

@@ -13,7 +13,8 @@ import pytest
 from artifacts.errors import BugError, SessionError, StepTerminatedError
 from artifacts.manifest import GraphSpec
 from artifacts.packed_session import PackedSession
-from artifacts.session import Row
+from artifacts.scores import score
+from artifacts.session import Row, temperatures_of
 
 SLOTS, LENGTH = 5, 96
 Open = Callable[[], PackedSession]
@@ -37,7 +38,7 @@ def whole(open_packed: Open) -> Callable[[np.ndarray], np.ndarray]:
 
     def run(tokens: np.ndarray) -> np.ndarray:
         session.release(0)
-        return session.step([Row(0, 0, tokens, len(tokens))]).copy()
+        return session.step([Row(0, 0, tokens, len(tokens))]).logits.copy()
 
     return run
 
@@ -76,7 +77,7 @@ def test_any_schedule_equals_whole_runs(open_packed: Open, whole: object, seed: 
                 rows.append(Row(slot, done[slot], tokens, int(rng.integers(0, count + 1))))
         if not rows:
             continue
-        logits = session.step(rows)
+        logits = session.step(rows).logits
         at = 0
         for row in rows:
             end = row.start + len(row.tokens)
@@ -88,6 +89,51 @@ def test_any_schedule_equals_whole_runs(open_packed: Open, whole: object, seed: 
         assert at == len(logits)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_are_what_numpy_computes(open_packed: Open, seed: int) -> None:
+    """Maxima, probabilities and sums of any mix of rows, against their definition."""
+    session = open_packed()
+    rng = np.random.default_rng(seed)
+    for _ in range(12):
+        rows = []
+        for slot in rng.permutation(SLOTS)[: int(rng.integers(1, SLOTS + 1))].tolist():
+            tokens = rng.integers(0, session.vocab_size, int(rng.integers(1, 9)))
+            temperature = float(rng.choice([0.0, 0.001, 0.7, 1.0, 100.0]))
+            rows.append(Row(slot, 0, tokens, int(rng.integers(0, 3) % len(tokens)), temperature))
+        given = session.step(rows)
+        expected = score(given.logits, temperatures_of(rows))
+        assert given.probabilities.shape == expected.probabilities.shape
+        for name in ("best", "best_logits", "block_maxima"):
+            np.testing.assert_array_equal(getattr(given, name), getattr(expected, name), name)
+        np.testing.assert_allclose(given.probabilities, expected.probabilities, atol=1e-5)
+        np.testing.assert_allclose(given.block_sums, expected.block_sums, atol=1e-5)
+
+
+def test_a_damaged_slot_is_told(open_packed: Open) -> None:
+    """Numbers that are none in one slot's cache show in the scores of its row, and no other."""
+    session = open_packed()
+    tokens = np.arange(20) % session.vocab_size
+    session.step([Row(0, 0, tokens[:19], 0), Row(1, 0, tokens[:19], 0)])
+    for tensor in session._cache.tensors:
+        tensor.array[0, :, :19] = np.nan
+    rows = [Row(0, 19, tokens[19:], 1, 1.0), Row(1, 19, tokens[19:], 1, 1.0)]
+    scores = session.step(rows)
+    assert np.isfinite(scores.best_logits).tolist() == [False, True]
+    assert np.isfinite(scores.block_sums).all(axis=1).tolist() == [False, True]
+
+
+def test_an_artifact_without_scores_is_refused(
+    tiny_llama_export: tuple[Path, GraphSpec],
+) -> None:
+    """What an older version has built says so, instead of failing in its first step."""
+    model, graph = tiny_llama_export
+    older = graph.model_copy(
+        update={"inputs": tuple(name for name in graph.inputs if name != "sampled_rows")}
+    )
+    with pytest.raises(SessionError, match="older version"):
+        PackedSession(model, older, slots=1, max_length=8)
+
+
 def test_the_comparison_can_fail(open_packed: Open, whole: object) -> None:
     """Two rows of the cache swapped give other logits, far beyond rounding."""
     session = open_packed()
@@ -96,7 +142,7 @@ def test_the_comparison_can_fail(open_packed: Open, whole: object) -> None:
     session.step([Row(0, 0, first[:19], 0), Row(1, 0, second[:19], 0)])
     for tensor in session._cache.tensors:
         tensor.array[[0, 1], :, 10] = tensor.array[[1, 0], :, 10]
-    logits = session.step([Row(0, 19, first[19:], 1)])
+    logits = session.step([Row(0, 19, first[19:], 1)]).logits
     assert np.abs(logits - whole(first)[-1:]).max() > 1e-2  # type: ignore[operator]
 
 
@@ -105,9 +151,9 @@ def test_a_neighbour_changes_nothing_beyond_rounding(open_packed: Open) -> None:
     session = open_packed()
     rng = np.random.default_rng(2)
     tokens = rng.integers(0, session.vocab_size, (SLOTS, 30))
-    alone = session.step([Row(2, 0, tokens[2], 30)]).copy()
+    alone = session.step([Row(2, 0, tokens[2], 30)]).logits.copy()
     session.release(2)
-    together = session.step([Row(slot, 0, tokens[slot], 30) for slot in range(SLOTS)])
+    together = session.step([Row(slot, 0, tokens[slot], 30) for slot in range(SLOTS)]).logits
     difference = np.abs(together[60:90] - alone).max()
     assert difference < 1e-4 * np.abs(alone).max()
 
@@ -158,7 +204,7 @@ def test_terminate_ends_a_running_step(open_packed: Open) -> None:
     finally:
         stop.set()
         killer.join()
-    assert np.isfinite(session.step([Row(0, 0, tokens, 1)])).all()
+    assert np.isfinite(session.step([Row(0, 0, tokens, 1)]).logits).all()
 
 
 def _step_until(session: PackedSession, tokens: np.ndarray, deadline: float) -> None:

@@ -110,7 +110,7 @@ def test_artifacts_serve_in_place(built: BuiltVariants, variant: str) -> None:
     session = open_session(
         stored.path("model.onnx"), stored.manifest.graph, slots=1, max_length=32, threads=1
     )
-    logits = session.step([Row(0, 0, np.arange(1, 9, dtype=np.int64), 8)])
+    logits = session.step([Row(0, 0, np.arange(1, 9, dtype=np.int64), 8)]).logits
     assert logits.shape == (8, 256)
     assert np.isfinite(logits).all()
 

@@ -137,7 +137,7 @@ def greedy(
             if last:
                 owners.append(index)
         if rows:
-            logits = session.step(rows)
+            logits = session.step(rows).logits
             for owner, line in zip(owners, logits, strict=True):
                 texts[owner].append(int(line.argmax()))
         step += 1

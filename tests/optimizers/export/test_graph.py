@@ -25,6 +25,8 @@ STEP_INPUTS = {
     "seqlens_k",
     "total_sequence_length",
     "logit_positions",
+    "sampled_rows",
+    "inverse_temperatures",
 }
 
 

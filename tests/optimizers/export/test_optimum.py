@@ -67,7 +67,7 @@ def test_optimum_serves_the_text_of_transformers(
     session = PlainSession(exported.model, exported.graph, slots=1, max_length=128, threads=1)
     tokens, start, text = prompt.astype(np.int64), 0, []
     for _ in range(NEW_TOKENS):
-        best = int(session.step([Row(0, start, tokens, 1)])[0].argmax())
+        best = int(session.step([Row(0, start, tokens, 1)]).logits[0].argmax())
         start += len(tokens)
         tokens = np.array([best], np.int64)
         text.append(best)

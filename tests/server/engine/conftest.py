@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from artifacts.errors import SessionError, StepTerminatedError
-from artifacts.session import DecoderSession, Row
+from artifacts.scores import Scores, score
+from artifacts.session import DecoderSession, Row, temperatures_of
 from server.engine.engine import Engine
 from server.engine.messages import (
     Attach,
@@ -48,7 +49,7 @@ class PrefixSession:
         self.gate.set()
         self.terminated = threading.Event()
 
-    def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def step(self, rows: Sequence[Row]) -> Scores:
         self.steps.append(list(rows))
         self.gate.wait(10)
         if self.terminated.is_set():
@@ -67,7 +68,8 @@ class PrefixSession:
                 if index >= len(row.tokens) - row.logits:
                     wanted.append(prefix_logits(cache))
             assert len(cache) <= self.max_length
-        return np.array(wanted, np.float32).reshape(len(wanted), VOCAB)
+        logits = np.array(wanted, np.float32).reshape(len(wanted), VOCAB)
+        return score(logits, temperatures_of(rows))
 
     def copy(self, source: int, target: int, length: int) -> None:
         assert len(self.cache[source]) >= length

@@ -153,12 +153,13 @@ def test_poisoned_cache_is_not_reused(
             self.poisoned: set[int] = set()
 
         def step(self, rows: Any) -> Any:
-            logits = super().step(rows)
+            scores = super().step(rows)
             asking = [row for row in rows if row.logits]
             for index, row in enumerate(asking):
                 if row.slot in self.poisoned:
-                    logits[index] = np.nan
-            return logits
+                    scores.logits[index] = np.nan
+                    scores.best_logits[index] = np.nan
+            return scores
 
         def copy(self, source: int, target: int, length: int) -> None:
             super().copy(source, target, length)

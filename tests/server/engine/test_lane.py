@@ -47,10 +47,11 @@ class Requests(RuleBasedStateMachine):
 
         class Session(make_session):  # type: ignore[misc]
             def step(session, rows: Any) -> Any:  # noqa: N805 - self is the machine
-                logits = super().step(rows)
-                logits[: self.broken_rows] = np.nan
+                scores = super().step(rows)
+                scores.logits[: self.broken_rows] = np.nan
+                scores.best_logits[: self.broken_rows] = np.nan
                 self.broken_rows = 0
-                return logits
+                return scores
 
         def make() -> Any:
             return Session(SLOTS, MAX_LENGTH)

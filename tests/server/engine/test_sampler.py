@@ -10,13 +10,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from server.engine.distribution import draw, kth_largest, top_indices
-from server.engine.messages import Sampling, Submit
+from artifacts.scores import in_blocks, score
+from server.engine.distribution import block_sums, draw, top_indices, top_tokens
+from server.engine.messages import Sampling, Submit, Token
 from server.engine.randomness import Uniforms
 from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence
 
 uniforms = Uniforms().at
+
+# A bias of nothing makes the sampler compute what the session would give it otherwise.
+ALONE = ((0, 0.0),)
+
+
+def _sequence(sampling: Sampling, prompt: tuple[int, ...] = (1, 2, 3)) -> Sequence:
+    return Sequence(Submit("r", "v", prompt, sampling, 0.0))
+
+
+def _sample(sampler: Sampler, logits: np.ndarray, *sequences: Sequence) -> list[Token | None]:
+    """Sample as a lane does: the session computes what the sampler wants of it."""
+    wanted = [sampler.temperature(sequence) for sequence in sequences]
+    return sampler.sample(score(logits, wanted), sequences)
+
+
+def _drawn(scores: np.ndarray, sampling: Sampling, position: int) -> int:
+    sequence = _sequence(sampling)
+    sequence.known = position
+    (token,) = _sample(Sampler(len(scores)), scores[None], sequence)
+    assert token is not None
+    return token.token_id
 
 
 def _oracle(scores: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarray:
@@ -37,15 +59,19 @@ def _oracle(scores: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.nd
     ("top_k", "top_p", "min_p"),
     [(0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.7, 0.0), (0, 1.0, 0.2), (20, 0.8, 0.05), (1, 1.0, 0.0)],
 )
-def test_draw_follows_the_sorted_distribution(top_k: int, top_p: float, min_p: float) -> None:
+@pytest.mark.parametrize("bias", [(), ALONE], ids=["of the session", "of the sampler"])
+def test_draw_follows_the_sorted_distribution(
+    top_k: int, top_p: float, min_p: float, bias: tuple[tuple[int, float], ...]
+) -> None:
     """Frequencies of 20,000 draws fit the oracle; nothing outside its support is drawn."""
     scores = (np.random.default_rng(3).standard_normal(300) * 2).astype(np.float32)
     expected = _oracle(scores, top_k, top_p, min_p)
     counts = np.zeros(300)
+    sampling = Sampling(
+        max_tokens=3, top_k=top_k, top_p=top_p, min_p=min_p, seed=11, logit_bias=bias
+    )
     for position in range(20_000):
-        numbers = uniforms(11, position)
-        drawn = draw(scores - scores.max(), top_k=top_k, top_p=top_p, min_p=min_p, numbers=numbers)
-        counts[drawn] += 1
+        counts[_drawn(scores, sampling, position)] += 1
     assert counts[expected == 0].sum() == 0
     support = expected > 0
     if support.sum() > 1:
@@ -70,16 +96,25 @@ def test_draw_follows_the_sorted_distribution(top_k: int, top_p: float, min_p: f
     top_p=st.floats(0.01, 1.0),
     min_p=st.floats(0.0, 1.0),
     scale=st.sampled_from([0.0, 0.1, 3.0, 30.0]),
+    bias=st.sampled_from([(), ALONE]),
 )
 def test_draw_stays_in_the_support(
-    *, seed: int, size: int, top_k: int, top_p: float, min_p: float, scale: float
+    *,
+    seed: int,
+    size: int,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    scale: float,
+    bias: tuple[tuple[int, float], ...],
 ) -> None:
     """Whatever the filters, the drawn token lies in the oracle's support, up to rounding."""
     scores = (np.random.default_rng(seed).standard_normal(size) * scale).astype(np.float32)
     slack = _oracle(scores, top_k, min(top_p + 1e-5, 1.0), max(min_p - 1e-5, 0.0))
-    numbers = uniforms(seed, size)
-    drawn = draw(scores - scores.max(), top_k=top_k, top_p=top_p, min_p=min_p, numbers=numbers)
-    assert slack[drawn] > 0
+    sampling = Sampling(
+        max_tokens=3, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, logit_bias=bias
+    )
+    assert slack[_drawn(scores, sampling, size)] > 0
 
 
 @given(
@@ -90,22 +125,22 @@ def test_top_indices_equal_a_full_sort(scores: list[int], data: st.DataObject) -
     """The k highest, ties by index, equal a stable sort of everything."""
     array = np.array(scores, np.float32)
     k = data.draw(st.integers(1, len(scores)))
-    assert kth_largest(array, k) == np.sort(array)[-k]
-    assert top_indices(array, k).tolist() == np.argsort(-array, kind="stable")[:k].tolist()
+    maxima = in_blocks(array[None])[0].max(axis=1)
+    inside = np.flatnonzero(array >= np.sort(array)[-k])
+    assert top_tokens(array, maxima, k).tolist() == inside.tolist()
+    best = np.argsort(-array, kind="stable")[:k]
+    assert top_indices(array, maxima, k).tolist() == best.tolist()
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 129, 256, 1000])
 def test_extreme_numbers_draw_a_token_with_weight(size: int) -> None:
     """The ends of [0, 1) point at tokens that exist, whatever the blocks."""
-    scores = np.full(size, -np.inf, np.float32)
-    scores[size // 2] = 0.0
+    weights = np.zeros(size, np.float32)
+    weights[size // 2] = 1.0
+    sums = block_sums(in_blocks(weights[None])[0])
     for number in (0.0, 0.5, 1 - 2.0**-53, 1.0):
-        drawn = draw(scores.copy(), top_k=0, top_p=1.0, min_p=0.0, numbers=iter([number]))
+        drawn = draw(weights.copy(), sums, top_p=1.0, min_p=0.0, numbers=iter([number]))
         assert drawn == size // 2
-
-
-def _sequence(sampling: Sampling, prompt: tuple[int, ...] = (1, 2, 3)) -> Sequence:
-    return Sequence(Submit("r", "v", prompt, sampling, 0.0))
 
 
 def test_order_of_processing_equals_the_naive_one() -> None:
@@ -135,7 +170,7 @@ def test_order_of_processing_equals_the_naive_one() -> None:
                 expected[token] = value / 1.7 if value > 0 else value * 1.7
             for token in set(output):
                 expected[token] -= 0.9 + 0.4 * output.count(token)
-            (token,) = sampler.sample(logits, [sequence])
+            (token,) = _sample(sampler, logits, sequence)
             assert token is not None
             assert token.token_id == int(expected.argmax()), trial
             sequence.append(token.token_id, 0.0)
@@ -147,7 +182,7 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     """Bias and temperature choose the token; its log-probability ignores them."""
     logits = (np.random.default_rng(5).standard_normal((1, 400)) * 3).astype(np.float32)
     sampling = Sampling(max_tokens=3, temperature=0.0, logit_bias=((17, 100.0),), logprobs=4)
-    (token,) = Sampler(400).sample(logits, [_sequence(sampling)])
+    (token,) = _sample(Sampler(400), logits, _sequence(sampling))
     assert token is not None
     expected = special.log_softmax(logits[0].astype(np.float64))
     assert token.token_id == 17
@@ -163,10 +198,43 @@ def test_non_finite_logits_give_no_token() -> None:
     logits[0] = np.nan
     logits[1, 4] = 1
     sampling = Sampling(max_tokens=3, temperature=0.0)
-    tokens = Sampler(10).sample(logits, [_sequence(sampling), _sequence(sampling)])
+    tokens = _sample(Sampler(10), logits, _sequence(sampling), _sequence(sampling))
     assert tokens[0] is None
     assert tokens[1] is not None
     assert tokens[1].token_id == 4
+
+
+@pytest.mark.parametrize("bias", [(), ALONE], ids=["of the session", "of the sampler"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("where", [0, 399])
+def test_one_logit_that_is_no_number_gives_no_token(
+    where: int, temperature: float, bias: tuple[tuple[int, float], ...]
+) -> None:
+    """Also when all others are finite."""
+    logits = np.zeros((1, 400), np.float32)
+    logits[0, where] = np.nan
+    sampling = Sampling(max_tokens=3, temperature=temperature, logit_bias=bias)
+    with np.errstate(invalid="ignore"):
+        assert _sample(Sampler(400), logits, _sequence(sampling)) == [None]
+
+
+def test_rows_of_every_kind_share_a_step() -> None:
+    """Greedy, sampled, narrowed and penalised rows get what each would get alone."""
+    rng = np.random.default_rng(8)
+    logits = (rng.standard_normal((6, 500)) * 2).astype(np.float32)
+    kinds = [
+        Sampling(max_tokens=3, temperature=0.0, logprobs=2),
+        Sampling(max_tokens=3, temperature=0.8, top_p=0.9, seed=1),
+        Sampling(max_tokens=3, temperature=1.0, top_k=7, seed=2),
+        Sampling(max_tokens=3, temperature=1.3, repetition_penalty=1.4, seed=3),
+        Sampling(max_tokens=3, temperature=1.0, min_p=0.1, seed=4),
+        Sampling(max_tokens=3, temperature=0.0, logit_bias=((9, 50.0),)),
+    ]
+    alone = [
+        _sample(Sampler(500), logits[index : index + 1], _sequence(kind))[0]
+        for index, kind in enumerate(kinds)
+    ]
+    assert _sample(Sampler(500), logits, *map(_sequence, kinds)) == alone
 
 
 def test_sampling_leaves_the_logits_alone() -> None:
@@ -174,7 +242,7 @@ def test_sampling_leaves_the_logits_alone() -> None:
     logits = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
     before = logits.copy()
     sampling = Sampling(max_tokens=3, temperature=0.5, top_p=0.5, repetition_penalty=1.5, seed=3)
-    Sampler(64).sample(logits, [_sequence(sampling)])
+    _sample(Sampler(64), logits, _sequence(sampling))
     assert (logits == before).all()
 
 
@@ -182,7 +250,7 @@ def test_tiny_temperature_is_greedy_and_finite() -> None:
     """No overflow where logits are divided by almost nothing."""
     logits = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32) * 50
     sampling = Sampling(max_tokens=3, temperature=1e-6)
-    (token,) = Sampler(64).sample(logits, [_sequence(sampling)])
+    (token,) = _sample(Sampler(64), logits, _sequence(sampling))
     assert token is not None
     assert token.token_id == int(logits.argmax())
 

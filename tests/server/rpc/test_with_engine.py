@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from artifacts.session import Row
+from artifacts.scores import Scores, score
+from artifacts.session import Row, temperatures_of
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 from server.core import Core
@@ -42,7 +43,7 @@ class HashSession:
         self.kv_bytes_per_token = 8
         self._cache: list[list[int]] = [[] for _ in range(slots)]
 
-    def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def step(self, rows: Sequence[Row]) -> Scores:
         logits = [np.zeros((0, VOCAB), np.float32)]
         for row in rows:
             cache = self._cache[row.slot]
@@ -50,7 +51,7 @@ class HashSession:
             cache.extend(row.tokens.tolist())
             if row.logits:
                 logits.append(_logits(cache)[None])
-        return np.concatenate(logits)
+        return score(np.concatenate(logits), temperatures_of(rows))
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._cache[target] = self._cache[source][:length]
