@@ -54,11 +54,11 @@ def serve(
     Every variant serves as soon as it is built. Stops on SIGTERM or Ctrl-C once running streams
     are done; a second signal cuts them. Exit codes: 0 stopped, 1 failed, 2 config error, 70 hang.
     """
-    import asyncio
+    import uvloop
 
     started_s = _process_start_s()
     flags = {"server.host": host, "server.grpc_port": grpc_port, "server.ops_port": ops_port}
-    code = asyncio.run(_serve(config, model, flags, started_s, verify=verify))
+    code = uvloop.run(_serve(config, model, flags, started_s, verify=verify))
     if code is ExitCode.HANG:
         _exit_now(code)  # the hung step still holds a thread; waiting for it would never end
     raise typer.Exit(code)
