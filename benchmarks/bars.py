@@ -76,8 +76,8 @@ BARS: tuple[RatioBar | LimitBar, ...] = (
         RatioBar(f"gRPC over the engine in-process, {title}", measure, served, engine, at_least)
         for engine, served in lineup.ENGINES.items()
         for title, measure, at_least in (
-            (f"{served}, 1 stream", Measure.ONE_STREAM, 0.95),
-            (f"{served}, 8 streams", Measure.EIGHT_STREAMS, 0.90),
+            (f"{served}, 1 stream", Measure.DUEL_ONE, 0.95),
+            (f"{served}, 8 streams", Measure.DUEL_EIGHT, 0.90),
         )
     ),
     LimitBar(

@@ -100,6 +100,11 @@ class Engine(Contender):
         super().__init__(name, place)
         self._server = server
 
+    @property
+    def server(self) -> Server:
+        """The server whose artifact it runs."""
+        return self._server
+
     def discard(self) -> None:
         """The artifact is the server's."""
 

@@ -155,7 +155,7 @@ def _peer_rows(results: Results) -> Iterator[tuple[str, ...]]:
 
 def _grpc_rows(samples: Samples) -> Iterator[tuple[str, ...]]:
     for engine, served in lineup.ENGINES.items():
-        for measure, streams in ((Measure.ONE_STREAM, 1), (Measure.EIGHT_STREAMS, STREAMS)):
+        for measure, streams in ((Measure.DUEL_ONE, 1), (Measure.DUEL_EIGHT, STREAMS)):
             share = samples.client_share(served, measure)
             if samples.ratio(measure, served, engine) is not None:
                 yield (

@@ -17,6 +17,8 @@ class Measure(StrEnum):
     ONE_STREAM = "tokens_per_s_1_stream"
     EIGHT_STREAMS = "tokens_per_s_8_streams"
     EIGHT_BATCHED = "tokens_per_s_8_batched"
+    DUEL_ONE = "tokens_per_s_1_stream_in_duels"
+    DUEL_EIGHT = "tokens_per_s_8_streams_in_duels"
     FIRST_TOKEN = "first_token_s"  # noqa: S105 - no password
     OWN_GREEDY = "own_work_per_step_s_greedy"
     OWN_TOP_P = "own_work_per_step_s_top_p"

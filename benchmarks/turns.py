@@ -1,8 +1,9 @@
 """Measuring in turns: one computes, all others are paused, round after round.
 
 Owns the order, the wait for a quiet machine and what is measured in a turn. Everything that a ratio
-is made of is measured in the same round, minutes apart, since a shared machine drifts. Knows
-nothing of how contenders are asked.
+is made of is measured in the same round, minutes apart, since a shared machine drifts. A server and
+its engine, a few percent apart, also meet in duels: one figure each, seconds apart. Knows nothing
+of how contenders are asked.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.roster import Roster
 from benchmarks.samples import Measure, Sample, Samples
 from benchmarks.settings import STREAMS, Settings
 
+_DUELS = 4  # of each pair and round
 _ATTEMPTS = 2  # a turn that was disturbed is taken again, and the quieter one counts
 _WARM_UP_TOKENS = 4
 _TOP_P = {"temperature": 1.0, "top_p": 0.9}
@@ -50,24 +52,46 @@ class Turns:
                 with self._roster.trying(contender, f"round {round_ + 1} of {rounds}"):
                     for sample in self._quietest_turn(contender, round_):
                         samples.add(sample)
+            for engine in self._roster.active():
+                if isinstance(engine, Engine) and engine.server in self._roster.active():
+                    self._duels(engine, round_, samples)
         for contender in self._roster.active():
             with self._roster.trying(contender, "memory"):
                 peak = contender.child.peak_bytes()
                 samples.add(Sample(contender.name, Measure.PEAK, 0, peak))
+
+    def _duels(self, engine: Engine, round_: int, samples: Samples) -> None:
+        """Let an engine and its server take short turns, each as often first as second."""
+        pair: tuple[Contender, ...] = (engine.server, engine)
+        self._load.wait_quiet(self._settings.quiet_s)
+        for number in range(round_ * _DUELS, (round_ + 1) * _DUELS):
+            for contender in pair if number % 2 else pair[::-1]:
+                with self._roster.trying(contender, f"duel {number + 1}"):
+                    contender.resume()
+                    try:
+                        turn = self._turn(contender, number, attempt=0)
+                        taken = turn.take_short()
+                    finally:
+                        contender.pause()
+                    for sample in taken:
+                        samples.add(sample)
+
+    def _turn(self, contender: Contender, round_: int, *, attempt: int) -> _Turn:
+        return _Turn(
+            contender,
+            self._settings,
+            self._prompts,
+            load=self._load,
+            round_=round_,
+            attempt=attempt,
+        )
 
     def _quietest_turn(self, contender: Contender, round_: int) -> list[Sample]:
         best: list[Sample] = []
         for attempt in range(_ATTEMPTS):
             contender.resume()
             try:
-                turn = _Turn(
-                    contender,
-                    self._settings,
-                    self._prompts,
-                    load=self._load,
-                    round_=round_,
-                    attempt=attempt,
-                )
+                turn = self._turn(contender, round_, attempt=attempt)
                 self._load.wait_quiet(self._settings.quiet_s)
                 taken = turn.take()
             finally:
@@ -108,7 +132,7 @@ class _Turn:
     def take(self) -> list[Sample]:
         """All figures of the turn."""
         contender, settings = self._contender, self._settings
-        self._warm_up()
+        self._warm_up("warm-up")
         for repeat in range(settings.repeats):
             prompts = self._draw(f"one {repeat}", 1)
             self._throughput(Measure.ONE_STREAM, prompts)
@@ -128,10 +152,17 @@ class _Turn:
             self._measured(Measure.FIRST_TOKEN, partial(contender.generate, prompts, 1), _first_s)
         return self._samples
 
-    def _warm_up(self) -> None:
+    def take_short(self) -> list[Sample]:
+        """Throughput alone."""
+        self._warm_up("duel warm-up")
+        self._throughput(Measure.DUEL_ONE, self._draw("duel of one", 1))
+        self._throughput(Measure.DUEL_EIGHT, self._draw("duel of eight", STREAMS))
+        return self._samples
+
+    def _warm_up(self, purpose: str) -> None:
         """What a pause made cold (caches, clocks of the processor, a connection) warms up."""
         count = STREAMS if self._contender.batches else 1
-        self._contender.generate(self._draw("warm-up", count), _WARM_UP_TOKENS)
+        self._contender.generate(self._draw(purpose, count), _WARM_UP_TOKENS)
 
     def _draw(self, purpose: str, count: int, length: int | None = None) -> list[list[int]]:
         # A second attempt asks something else, or it would be answered from the cache.
