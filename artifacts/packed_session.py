@@ -88,8 +88,8 @@ class PackedSession:
         self._total = np.zeros(1, np.int32)
         self._ids = np.zeros(slots, np.int64)
         self._positions = np.zeros(slots, np.int64)
-        self._unpad = np.zeros(slots, np.int64)
-        self._pad = np.zeros(slots, np.int64)
+        self._unpad = np.zeros((slots, 2), np.int64)
+        self._pad = np.zeros((slots, 2), np.int64)  # whose first numbers are always 0
         self._wanted = np.zeros(slots, np.int64)
         self._sampled = np.zeros(slots, np.int64)
         self._inverse = np.zeros((slots, 1), np.float32)
@@ -108,7 +108,7 @@ class PackedSession:
 
         query = self._query_seqlens[:span]
         query[:] = 0
-        pad = self._pad[: span * width].reshape(span, width)
+        pad = self._pad[: span * width, 1].reshape(span, width)
         if len(rows) < span or tokens < len(rows) * width:
             pad[:] = 0
         packed = wanted = sampled = 0
@@ -123,7 +123,8 @@ class PackedSession:
             indices = self._arange[packed:end]
             self._positions[packed:end] = self._arange[row.start : length]
             pad[line, :count] = indices
-            self._unpad[packed:end] = self._arange[line * width : line * width + count]
+            self._unpad[packed:end, 0] = line
+            self._unpad[packed:end, 1] = self._arange[:count]
             self._wanted[wanted : wanted + row.logits] = indices[count - row.logits :]
             query[line] = count
             self._lengths[row.slot] = length
@@ -201,8 +202,8 @@ class PackedSession:
         values: tuple[tuple[str, NDArray[Any], tuple[int, ...]], ...] = (
             ("input_ids", self._ids, (1, tokens)),
             ("position_ids", self._positions, (1, tokens)),
-            ("pad_index", self._pad, (span, width)),
-            ("unpad_index", self._unpad, (tokens,)),
+            ("pad_index", self._pad, (span, width, 2)),
+            ("unpad_index", self._unpad, (1, tokens, 2)),
             ("query_seqlens", self._query_seqlens, (span,)),
             ("seqlens_k", self._seqlens_k, (span,)),
             ("total_sequence_length", self._total, ()),
@@ -223,10 +224,10 @@ class PackedSession:
         if len(self._ids) < tokens:
             self._ids = np.zeros(tokens, np.int64)
             self._positions = np.zeros(tokens, np.int64)
-            self._unpad = np.zeros(tokens, np.int64)
+            self._unpad = np.zeros((tokens, 2), np.int64)
             grown = True
         if len(self._pad) < padded:
-            self._pad = np.zeros(padded, np.int64)
+            self._pad = np.zeros((padded, 2), np.int64)
             grown = True
         if len(self._scores.logits) < logits:
             self._scores = empty_scores(logits, self.vocab_size, sampled=self.slots)

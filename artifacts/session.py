@@ -10,8 +10,8 @@ longest row and ``m`` wanted logits:
 ===================== ================== ========================================================
 ``input_ids``         (1, n) int64       live tokens, row after row
 ``position_ids``      (1, n) int64       only if the architecture reads positions outside attention
-``pad_index``         (rows, width) int64 packed index of each row's tokens, 0 where padded
-``unpad_index``       (n,) int64         row * width + column of each packed token
+``pad_index``         (rows, width, 2) int64 (0, packed index) of each row's tokens, 0 where padded
+``unpad_index``       (1, n, 2) int64    (row, column) of each packed token
 ``query_seqlens``     (rows,) int32      tokens of each row in this step, 0 = idle
 ``seqlens_k``         (rows,) int32      row length after this step - 1, at least 0
 ``total_sequence_length`` () int32       longest row length after this step

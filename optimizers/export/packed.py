@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from artifacts.manifest import GraphSpec, KvLayer
 from optimizers.export.decoder import Decoder, RotaryTable
 from optimizers.export.scoring import add_scores
@@ -81,14 +79,13 @@ class _Surgery:
         self.ir = ir
         self.graph = model.graph
         int64, int32 = ir.DataType.INT64, ir.DataType.INT32
-        self.pad = self._input("pad_index", int64, ["rows", "width"])
-        self.unpad = self._input("unpad_index", int64, ["tokens"])
+        self.pad = self._input("pad_index", int64, ["rows", "width", 2])
+        self.unpad = self._input("unpad_index", int64, [1, "tokens", 2])
         self.query_seqlens = self._input("query_seqlens", int32, ["rows"])
         self.seqlens_k = self._input("seqlens_k", int32, ["rows"])
         self.total = self._input("total_sequence_length", int32, [])
         self.wanted = self._input("logit_positions", int64, ["logits"])
         self.constants: dict[str, Any] = {}
-        self.first = self._constant("packed.axis", np.array([0], np.int64))
 
     def scatter(self, layer: int, node: Any) -> None:
         """Give attention padded rows (rows, width, heads * dim) made of the live tokens."""
@@ -99,9 +96,8 @@ class _Surgery:
             if value is None:
                 continue  # packed projections come in the query's place
             name = f"packed.{layer}.scatter.{place}"
-            flat = self._node("Squeeze", [value, self.first], f"{name}.flat")
-            rows = self._node("Gather", [flat.outputs[0], self.pad], name, axis=0)
-            self.graph.insert_before(node, [flat, rows])
+            rows = self._node("GatherND", [value, self.pad], name)
+            self.graph.insert_before(node, [rows])
             node.replace_input_with(place, rows.outputs[0])
         node.replace_input_with(_SEQLENS_K, self.seqlens_k)
         node.replace_input_with(_TOTAL, self.total)
@@ -134,14 +130,9 @@ class _Surgery:
     def gather(self, layer: int, node: Any) -> None:
         """Turn attention's padded rows back into live tokens (1, n, heads * dim)."""
         output = node.outputs[0]
-        width = node.attributes["num_heads"].value * int(node.inputs[_PAST_VALUE].shape[3])
-        shape = self._constant(f"packed.shape.{width}", np.array([-1, width], np.int64))
-        name = f"packed.{layer}.gather"
         users = list(output.uses())
-        flat = self._node("Reshape", [output, shape], f"{name}.flat")
-        live = self._node("Gather", [flat.outputs[0], self.unpad], f"{name}.live", axis=0)
-        back = self._node("Unsqueeze", [live.outputs[0], self.first], name)
-        self.graph.insert_after(node, [flat, live, back])
+        back = self._node("GatherND", [output, self.unpad], f"packed.{layer}.gather")
+        self.graph.insert_after(node, [back])
         for user, place in users:
             user.replace_input_with(place, back.outputs[0])
 
