@@ -56,6 +56,8 @@ def serve(
     """
     import uvloop
 
+    # Children are other programs: gRPC need not get ready for its own life in one, nor speak of it.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     started_s = _process_start_s()
     flags = {"server.host": host, "server.grpc_port": grpc_port, "server.ops_port": ops_port}
     code = uvloop.run(_serve(config, model, flags, started_s, verify=verify))
