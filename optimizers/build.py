@@ -22,6 +22,7 @@ from artifacts.manifest import ExportRecord, GraphSpec, Manifest, StageRecord
 from artifacts.protocol import BuildRequest, Built
 from artifacts.store import Store
 from optimizers import sources
+from optimizers.calibration import Calibration, digest_of, text_of
 from optimizers.errors import OptimizerError, RecipeChangedError, RequestError
 from optimizers.events import Events
 from optimizers.failures import failure
@@ -75,6 +76,9 @@ class Build:
         self._results = Results(self._store.layout)
         self._stages = self._parse()
         self._steps = Steps(self._results, events, self._names())
+        given = request.calibration.text if request.calibration is not None else None
+        self._calibration_text = text_of(request.model, given)
+        self._calibration_digest = digest_of(self._calibration_text)
 
     def run(self) -> str:
         """Give the artifact's digest, built unless it is there.
@@ -119,24 +123,26 @@ class Build:
         original = self._fetch_original()
         text = self._request.evaluation.text if self._request.evaluation is not None else None
         judge = Judge(self._results, original, text, self._request.threads)
+        calibration = Calibration(original, self._calibration_text, judge.text)
         current = original
         key = source_key(original.model.revision)
         for position, stage in enumerate(self._stages):
             if stage.form == "torch":
-                work = Work(current.folder, None, original, self._fetch)
+                work = Work(current.folder, None, original, self._fetch, calibration.windows)
                 result = self._run_stage(position, work, key)
                 if result.source is not None:
                     current, key = result.source, source_key(result.source.model.revision)
                 else:
                     current = replace(current, folder=result.folder)
-                    key = stage_key(key, stage)
+                    key = stage_key(key, stage, self._calibration_digest)
                 self._steps.measured(result, judge.torch(key, current.folder, self._steps.report))
         graph, key = self._export(current, key, judge)
         for position, stage in enumerate(self._stages):
             if stage.form == "onnx":
-                work = Work(graph.folder, graph.spec, original, self._fetch)
+                work = Work(graph.folder, graph.spec, original, self._fetch, calibration.windows)
                 result = self._run_stage(position, work, key)
-                graph, key = replace(graph, folder=result.folder), stage_key(key, stage)
+                graph = replace(graph, folder=result.folder)
+                key = stage_key(key, stage, self._calibration_digest)
                 self._steps.measured(
                     result, judge.onnx(key, graph.folder / MODEL, graph.spec, self._steps.report)
                 )
@@ -145,7 +151,7 @@ class Build:
     def _fetch_original(self) -> Source:
         report = self._steps.begin(reused=False)
         source = self._fetch(self._request.model, self._request.revision, report)
-        recipe = recipe_digest(source.model.revision, self._stages)
+        recipe = recipe_digest(source.model.revision, self._stages, self._calibration_digest)
         if recipe != self._request.recipe:
             raise RecipeChangedError(
                 f"{self._request.model} is no longer what was planned.",
@@ -225,7 +231,8 @@ class Build:
             )
             return Made(record, source=outcome.source)
 
-        return self._steps.run(stage_key(parent, stage), make, keep=stage.keeps_result)
+        key = stage_key(parent, stage, self._calibration_digest)
+        return self._steps.run(key, make, keep=stage.keeps_result)
 
     def _check_zeros(self, folder: Path) -> int | None:
         """Count what is zero in the ONNX form, where a stage before has made zeros."""

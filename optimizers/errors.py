@@ -35,6 +35,12 @@ class StageError(OptimizerError):
     code = "stage"
 
 
+class TextUseError(OptimizerError):
+    """A text cannot be used for what it was given for."""
+
+    code = "text_use"
+
+
 class RecipeChangedError(OptimizerError):
     """What is to be built is no longer what was planned."""
 

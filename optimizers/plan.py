@@ -14,6 +14,7 @@ from artifacts.errors import ArtifactError, StoreError
 from artifacts.layout import storing
 from artifacts.protocol import FieldError, PlannedVariant, PlanRequest, PlanResponse
 from artifacts.store import Store
+from optimizers.calibration import digest_of, text_of
 from optimizers.errors import OptimizerError
 from optimizers.recipe import recipe_digest
 from optimizers.sources import Pinned, pin
@@ -33,10 +34,13 @@ def plan(request: PlanRequest) -> PlanResponse:
     with _noting(errors, "model"):
         source = pin(request.model, request.revision, layout=layout, offline=request.offline)
         warnings = source.warnings
-    for field, given in (("calibration", request.calibration), ("evaluation", request.evaluation)):
-        if given is not None:
-            with _noting(errors, f"{field}.text"):
-                texts.check(given.text)
+    given_text = None if request.calibration is None else request.calibration.text
+    calibration = ""
+    with _noting(errors, "calibration.text"):
+        calibration = digest_of(text_of(request.model, given_text))
+    if request.evaluation is not None:
+        with _noting(errors, "evaluation.text"):
+            texts.check(request.evaluation.text)
 
     def pin_other(model: str, revision: str | None) -> str:
         return pin(model, revision, layout=layout, offline=request.offline).revision
@@ -53,7 +57,7 @@ def plan(request: PlanRequest) -> PlanResponse:
         errors += found
         if found or source is None:
             continue
-        recipe = recipe_digest(source.revision, stages)
+        recipe = recipe_digest(source.revision, stages, calibration)
         artifact: str | None = None
         with _noting(errors, "store"):
             artifact = None if store is None else store.find(recipe)

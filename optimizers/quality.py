@@ -56,6 +56,11 @@ class Judge:
         )
         self._reference: Reference | None = None
 
+    @property
+    def text(self) -> str | None:
+        """The file that is measured on; None where the original writes the text itself."""
+        return self._text
+
     def torch(self, key: str, folder: Path, report: Report) -> Quality:
         """Judge a result of the torch form."""
         return self._judge(key, lambda: _torch_scorer(folder), report)

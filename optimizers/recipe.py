@@ -35,15 +35,18 @@ _LIBRARIES = {
 RECORDED = tuple(sorted({name for names in _LIBRARIES.values() for name in names}))
 
 
-def recipe_digest(revision: str, chain: Sequence[Stage]) -> str:
-    """Name what is built: from which content, by which stages."""
+def recipe_digest(revision: str, chain: Sequence[Stage], calibration: str) -> str:
+    """Name what is built: from which content, by which stages, calibrated on which text.
+
+    ``calibration`` is the text's digest; it counts only where a stage reads it.
+    """
     return sha256_json(
         {
             "format": RECIPE_FORMAT,
             "model": revision,
             "export": EXPORT_VERSION,
             "chain": [_identity(stage) for stage in chain],
-            "calibration": None,
+            "calibration": calibration if any(stage.calibrates for stage in chain) else None,
         }
     )
 
@@ -53,10 +56,15 @@ def source_key(revision: str) -> str:
     return sha256_json({"source": revision})
 
 
-def stage_key(parent: str, stage: Stage) -> str:
+def stage_key(parent: str, stage: Stage, calibration: str) -> str:
     """The key of a stage's result on top of another result."""
     return sha256_json(
-        {"parent": parent, "stage": _identity(stage), "libraries": libraries(stage.form)}
+        {
+            "parent": parent,
+            "stage": _identity(stage),
+            "calibration": calibration if stage.calibrates else None,
+            "libraries": libraries(stage.form),
+        }
     )
 
 

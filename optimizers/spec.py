@@ -120,7 +120,7 @@ def _parse_item(path: str, item: Any) -> Stage | list[FieldError]:
 
 
 def _select(path: str, fields: dict[str, Any], entries: list[Entry]) -> Entry | FieldError:
-    """Choose a stage's method: by ``method``, by a field named like it, or since it is alone."""
+    """Choose a stage's method: by ``method``, by a field named like it, or the default."""
     methods = [entry.method for entry in entries]
     if "method" in fields:
         chosen = [entry for entry in entries if entry.method == fields["method"]]
@@ -135,8 +135,9 @@ def _select(path: str, fields: dict[str, Any], entries: list[Entry]) -> Entry | 
     chosen = [entry for entry in entries if entry.method in fields]
     if len(chosen) == 1:
         return chosen[0]
-    if len(entries) == 1:
-        return entries[0]
+    meant = [entry for entry in entries if entry.default or len(entries) == 1]
+    if meant:
+        return meant[0]
     return FieldError(
         path=f"{path}.method",
         message="The method is missing.",

@@ -6,13 +6,17 @@ each (a test walks them). Knows nothing of any one stage, of the store or of mea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from artifacts.manifest import Frozen, GraphSpec
 from optimizers.sources import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Report = Callable[[float, str], None]
 """Hears how far a stage is, 0..1, and what it is doing."""
@@ -28,12 +32,15 @@ class Work:
         graph: How the ONNX model is run; None in the torch form.
         original: The model that the chain began with.
         fetch: Brings another model to this disk.
+        calibration: Gives the text to calibrate on, as documents of equally many token ids; made
+            when first asked for, which only a stage that ``calibrates`` may do.
     """
 
     folder: Path
     graph: GraphSpec | None
     original: Source
     fetch: Callable[[str, str | None, Report], Source]
+    calibration: Callable[[Report], Sequence[NDArray[np.int64]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,11 @@ class Stage(Frozen):
     """A chain holds at most one stage of a group; None where it may hold several of this stage."""
     keeps_result: ClassVar[bool] = True
     """False when there are no files to keep, since the result is another source."""
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether its result depends on the calibration text."""
+        return False
 
     def label(self) -> str:
         """The method, as the lineage tells it."""

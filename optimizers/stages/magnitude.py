@@ -1,9 +1,8 @@
 """``prune: {method: magnitude}``: set the smallest weights of the decoder's linear layers to zero.
 
-Owns the choice of weights (Han et al. 2015: by absolute value, per layer or over all layers) and
-writes the result as safetensors. The zeros are unstructured: dense kernels take as long with them
-as without, so what this shows is how much a model can lose. Knows nothing of later stages, which
-all keep exact zeros.
+Owns the choice of weights by absolute value, per layer or over all layers (Han et al., "Learning
+both Weights and Connections for Efficient Neural Networks", 2015, https://arxiv.org/abs/1506.02626).
+Needs no text. Knows nothing of later stages, which all keep exact zeros.
 """
 
 from __future__ import annotations
@@ -14,27 +13,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from optimizers.errors import StageError
-from optimizers.stage import Outcome, Report, Stage, Work
+from optimizers.linear_layers import block_layers, is_transposed
+from optimizers.masks import two_of_four
+from optimizers.pruning import Pruning
+from optimizers.stage import Outcome, Report, Work
 
-_LINEAR = {"Linear", "Conv1D"}  # torch.nn's, and GPT-2's transposed one
 
-
-class PruneMagnitude(Stage):
+class PruneMagnitude(Pruning):
     """Zero a share of the weights, the smallest first."""
 
-    name: ClassVar[str] = "prune"
-    version: ClassVar[int] = 2
-    form: ClassVar[Literal["torch", "onnx"]] = "torch"
-    rank: ClassVar[int] = 10
-    reason: ClassVar[str] = "zeros are made in the torch form, which the export ends"
+    version: ClassVar[int] = 3
 
     method: Annotated[
         Literal["magnitude"], Field(description="magnitude: weights nearest to zero go first.")
     ] = "magnitude"
-    amount: Annotated[
-        float, Field(gt=0, lt=1, description="Share of the weights to zero, between 0 and 1.")
-    ]
     scope: Annotated[
         Literal["layer", "global"],
         Field(
@@ -43,6 +35,13 @@ class PruneMagnitude(Stage):
         ),
     ] = "layer"
 
+    def problem(self) -> tuple[str, str, str] | None:
+        """A pattern within every four weights leaves nothing to choose between layers."""
+        if self.pattern == "2:4" and self.scope == "global":
+            message = "Two of every four weights are chosen within each four, not globally."
+            return "scope", message, "Leave scope out."
+        return super().problem()
+
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Zero the weights and save the model; embeddings, norms and lm_head are left alone."""
         import torch
@@ -50,57 +49,30 @@ class PruneMagnitude(Stage):
         from optimizers.torch_models import load_module, save_module
 
         module = load_module(work.folder, dtype="auto")
-        weights = [weight for _, weight in block_weights(module)]
+        self.check_widths(module)
+        layers = block_layers(module)
         together = None
         if self.scope == "global":
             report(0.1, "finding the threshold")
-            together = _Smallest(weights, self.amount)
+            together = _Smallest([layer.weight for _, layer in layers], self.amount)
         zeros = 0
         with torch.no_grad():
-            for index, weight in enumerate(weights):
-                report(0.2 + 0.6 * index / len(weights), "pruning")
-                smallest = together or _Smallest([weight], self.amount)
-                weight.masked_fill_(smallest.mark(weight), 0)
-                zeros += int((weight == 0).sum())
+            for index, (_, layer) in enumerate(layers):
+                report(0.2 + 0.6 * index / len(layers), "pruning")
+                layer.weight.masked_fill_(self._mask(layer, together), 0)
+                zeros += int((layer.weight == 0).sum())
         report(0.8, "writing")
         save_module(module, work.folder, target)
         return Outcome(parameters=int(module.num_parameters()), zeros=zeros)
 
-
-def block_weights(module: Any) -> list[tuple[str, Any]]:
-    """The weight matrices of all linear layers inside the decoder's blocks.
-
-    Raises:
-        StageError: The architecture keeps its weights in some other way.
-    """
-    heads = {id(module.get_output_embeddings()), id(module.get_input_embeddings())}
-    found: list[tuple[str, Any]] = []
-    seen: set[int] = set()
-    others: list[str] = []
-    for name, layer in module.named_modules():
-        if id(layer) in heads:
-            continue
-        if type(layer).__name__ in _LINEAR:
-            if id(layer.weight) not in seen:
-                seen.add(id(layer.weight))
-                found.append((f"{name}.weight", layer.weight))
-            continue
-        others += [
-            f"{name}.{key}"
-            for key, parameter in layer.named_parameters(recurse=False)
-            if parameter.ndim >= 3
-        ]
-    if others:
-        raise StageError(
-            f"This architecture keeps {len(others)} weights outside linear layers "
-            f"(for example {others[0]}), so they would silently stay as they are.",
-            remedy="Leave prune out for this model.",
-        )
-    if not found:
-        raise StageError(
-            "This architecture has no linear layers.", remedy="Leave prune out for this model."
-        )
-    return found
+    def _mask(self, layer: Any, together: _Smallest | None) -> Any:
+        """Where the layer's weight is to be zero, as it lies."""
+        if self.pattern == "2:4":
+            magnitudes = layer.weight.detach().abs().float()
+            if is_transposed(layer):
+                return two_of_four(magnitudes.T.contiguous()).T
+            return two_of_four(magnitudes)
+        return (together or _Smallest([layer.weight], self.amount)).mark(layer.weight)
 
 
 class _Smallest:

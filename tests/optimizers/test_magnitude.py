@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from artifacts.layout import Layout
+from optimizers.linear_layers import block_layers, block_weights, is_transposed
 from optimizers.sources import Source, fetch
 from optimizers.stage import Outcome, Work
-from optimizers.stages.magnitude import PruneMagnitude, block_weights
+from optimizers.stages.magnitude import PruneMagnitude
 from optimizers.torch_models import load_module
 
 
@@ -24,7 +25,7 @@ def _prune(folder: Path, target: Path, **fields: Any) -> tuple[Outcome, Any]:
         pytest.fail("pruning needs no other model")
 
     stage = PruneMagnitude.model_validate(fields)
-    outcome = stage.apply(Work(folder, None, source, nobody), target, lambda *_: None)
+    outcome = stage.apply(Work(folder, None, source, nobody, nobody), target, lambda *_: None)
     return outcome, load_module(target)
 
 
@@ -131,3 +132,24 @@ def test_a_pruned_folder_has_all_files_of_a_model(tiny_llama_folder: Path, tmp_p
     names = {path.name for path in (tmp_path / "pruned").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not any(name.endswith(".bin") for name in names)
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_two_of_every_four_along_the_inputs(
+    tiny_llama_folder: Path, gpt2_folder: Path, tmp_path: Path, model: str
+) -> None:
+    """The two smallest of each four go, also where a layer's weight lies transposed."""
+    folder = tiny_llama_folder if model == "llama" else gpt2_folder
+    outcome, module = _prune(folder, tmp_path / "pruned", pattern="2:4")
+    original = dict(block_layers(load_module(folder)))
+    zeros = 0
+    for name, layer in block_layers(module):
+        before, after = original[name].weight.detach().abs(), layer.weight.detach().abs()
+        if is_transposed(layer):
+            before, after = before.T, after.T
+        before, after = (weight.reshape(-1, 4) for weight in (before, after))
+        kept = before.sort(dim=1).values[:, 2:]
+        assert (after.sort(dim=1).values[:, :2] == 0).all()
+        assert (after.sort(dim=1).values[:, 2:] == kept).all()
+        zeros += 2 * len(after)
+    assert outcome.zeros == zeros

@@ -29,4 +29,4 @@ def test_an_export_is_made_and_verified_again_after_an_upgrade(
 @pytest.mark.parametrize("library", ["torch", "onnxruntime"])
 def test_a_recipe_outlives_an_upgrade(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     """Finished artifacts are not orphaned by a new version of anything."""
-    assert not _upgraded(monkeypatch, library, lambda: recipe.recipe_digest("revision", ()))
+    assert not _upgraded(monkeypatch, library, lambda: recipe.recipe_digest("revision", (), ""))

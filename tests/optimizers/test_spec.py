@@ -76,10 +76,10 @@ def test_written_out_defaults_do_not_change_the_recipe() -> None:
     """A recipe is about what is done, not about how it was written down."""
     short = parse_variant("v", [{"prune": {"amount": 0.5}}, {"quantize": {"method": "dynamic"}}])
     long = parse_variant("w", {"chain": [stage.as_item() for stage in short.stages]})
-    assert recipe_digest("r", short.stages) == recipe_digest("r", long.stages)
+    assert recipe_digest("r", short.stages, "text") == recipe_digest("r", long.stages, "text")
     other = parse_variant("v", [{"prune": {"amount": 0.4}}, {"quantize": {"method": "dynamic"}}])
-    assert recipe_digest("r", short.stages) != recipe_digest("r", other.stages)
-    assert recipe_digest("s", short.stages) != recipe_digest("r", short.stages)
+    assert recipe_digest("r", short.stages, "text") != recipe_digest("r", other.stages, "text")
+    assert recipe_digest("s", short.stages, "text") != recipe_digest("r", short.stages, "text")
 
 
 def test_recipes_hold_no_library_versions_and_keys_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +87,8 @@ def test_recipes_hold_no_library_versions_and_keys_do(monkeypatch: pytest.Monkey
     stages = parse_variant("v", [{"prune": {"amount": 0.5}}]).stages
 
     def names() -> tuple[str, str, str]:
-        key = stage_key(source_key("r"), stages[0])
-        return recipe_digest("r", stages), key, export_key(source_key("r"))
+        key = stage_key(source_key("r"), stages[0], "text")
+        return recipe_digest("r", stages, "text"), key, export_key(source_key("r"))
 
     recipe, key, export = names()
     monkeypatch.setattr("optimizers.recipe.version", lambda _: "999.0")

@@ -136,7 +136,9 @@ def test_a_model_that_cannot_be_had_is_an_error_of_this_stages_field(
         raise SourceError("Gone.", path=said, remedy="Look.")
 
     original = Source(ModelSource(id="a", revision="b", architecture="c", license=None), tmp_path)
-    work = Work(folder=tmp_path, graph=None, original=original, fetch=fetch)
+    work = Work(
+        folder=tmp_path, graph=None, original=original, fetch=fetch, calibration=lambda _: ()
+    )
     with pytest.raises(SourceError) as caught:
         Substitute(substitute="other").apply(work, tmp_path, lambda *_: None)
     assert caught.value.path == named
