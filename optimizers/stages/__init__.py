@@ -13,11 +13,15 @@ from optimizers.stage import Stage
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One stage: its name in a chain, the method (or key) that selects it, its module and class."""
+    """One stage: its name in a chain, the method (or key) that selects it, its module and class.
+
+    ``default`` marks the method that is meant where a chain names none of several.
+    """
 
     name: str
     method: str
     target: str
+    default: bool = False
 
     def load(self) -> type[Stage]:
         """Import the stage's class."""
@@ -28,7 +32,10 @@ class Entry:
 
 TABLE = (
     Entry("distill", "substitute", "substitute:Substitute"),
-    Entry("prune", "magnitude", "magnitude:PruneMagnitude"),
+    Entry("restructure", "depth", "depth:RestructureDepth"),
+    Entry("prune", "magnitude", "magnitude:PruneMagnitude", default=True),
+    Entry("prune", "wanda", "wanda:PruneWanda"),
+    Entry("prune", "sparsegpt", "sparsegpt:PruneSparseGpt"),
     Entry("quantize", "weight_only", "weight_only:QuantizeWeightOnly"),
     Entry("quantize", "dynamic", "dynamic:QuantizeDynamic"),
 )
