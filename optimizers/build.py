@@ -79,6 +79,7 @@ class Build:
         given = request.calibration.text if request.calibration is not None else None
         self._calibration_text = text_of(request.model, given)
         self._calibration_digest = digest_of(self._calibration_text)
+        self._calibrated_by = ""  # known with the original
 
     def run(self) -> str:
         """Give the artifact's digest, built unless it is there.
@@ -124,6 +125,7 @@ class Build:
         text = self._request.evaluation.text if self._request.evaluation is not None else None
         judge = Judge(self._results, original, text, self._request.threads)
         calibration = Calibration(original, self._calibration_text, judge.text)
+        self._calibrated_by = calibration.key
         current = original
         key = source_key(original.model.revision)
         for position, stage in enumerate(self._stages):
@@ -134,7 +136,7 @@ class Build:
                     current, key = result.source, source_key(result.source.model.revision)
                 else:
                     current = replace(current, folder=result.folder)
-                    key = stage_key(key, stage, self._calibration_digest)
+                    key = stage_key(key, stage, self._calibrated_by)
                 self._steps.measured(result, judge.torch(key, current.folder, self._steps.report))
         graph, key = self._export(current, key, judge)
         for position, stage in enumerate(self._stages):
@@ -142,7 +144,7 @@ class Build:
                 work = Work(graph.folder, graph.spec, original, self._fetch, calibration.windows)
                 result = self._run_stage(position, work, key)
                 graph = replace(graph, folder=result.folder)
-                key = stage_key(key, stage, self._calibration_digest)
+                key = stage_key(key, stage, self._calibrated_by)
                 self._steps.measured(
                     result, judge.onnx(key, graph.folder / MODEL, graph.spec, self._steps.report)
                 )
@@ -231,7 +233,7 @@ class Build:
             )
             return Made(record, source=outcome.source)
 
-        key = stage_key(parent, stage, self._calibration_digest)
+        key = stage_key(parent, stage, self._calibrated_by)
         return self._steps.run(key, make, keep=stage.keeps_result)
 
     def _check_zeros(self, folder: Path) -> int | None:

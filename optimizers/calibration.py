@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from artifacts import texts
-from artifacts.digest import sha256_file
+from artifacts.digest import sha256_file, sha256_json
 from optimizers.errors import TextUseError
-from optimizers.sources import DEMO, Source
+from optimizers.sources import Source, demo_text
 from optimizers.stage import Report
 
 if TYPE_CHECKING:
@@ -30,12 +30,7 @@ _FIELD = "calibration.text"
 
 def text_of(model: str, given: str | None) -> str | None:
     """The file to calibrate on, or None where the model is to write the text itself."""
-    if given is not None or model != DEMO:
-        return given
-    import demo
-
-    path = demo.path().parent / "calibration.jsonl"
-    return str(path) if path.is_file() else None
+    return given or demo_text(model, "calibration.jsonl")
 
 
 def digest_of(text: str | None) -> str:
@@ -51,6 +46,14 @@ class Calibration:
         self._text = text
         self._evaluation = evaluation
         self._windows: tuple[NDArray[np.int64], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What stands for it among intermediate results: the text, and the model that reads it.
+
+        After a substitute another model is worked on, and other originals may come to the same one.
+        """
+        return sha256_json({"text": digest_of(self._text), "of": self._original.model.revision})
 
     def windows(self, report: Report) -> tuple[NDArray[np.int64], ...]:
         """Documents of 256 tokens each (or what the model can take, if less).

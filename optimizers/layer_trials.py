@@ -28,11 +28,6 @@ class Trials:
         self._ids = torch.from_numpy(np.stack(documents))
         self._whole = self._predict()
 
-    @property
-    def count(self) -> int:
-        """How many blocks there are."""
-        return len(self._blocks)
-
     def divergence(self, skipped: Collection[int]) -> float:
         """KL(whole || without the skipped blocks), nats per position."""
 

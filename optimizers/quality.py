@@ -28,7 +28,7 @@ from artifacts.reference import (
 )
 from optimizers.recipe import libraries
 from optimizers.results import Made, Results
-from optimizers.sources import DEMO, Source
+from optimizers.sources import Source, demo_text
 from optimizers.stage import Report
 
 _VERSION = 1  # of how text is chosen and of what is stored
@@ -43,7 +43,7 @@ class Judge:
     ) -> None:
         self._results = results
         self._original = original
-        self._text = text or _own_text(original)
+        self._text = text or demo_text(original.model.id, "heldout.jsonl")
         self._threads = threads
         self._digest = sha256_file(texts.check(self._text)) if self._text else None
         self._key = sha256_json(
@@ -125,16 +125,6 @@ class Judge:
         make_reference(target, chosen, TorchScorer(module), vocabulary=vocabulary)
         record = _record("reference", None)
         return Made(record.model_copy(update={"seconds": time.monotonic() - began}))
-
-
-def _own_text(original: Source) -> str | None:
-    """The demo model brings texts that it has not been trained on."""
-    if original.model.id != DEMO:
-        return None
-    import demo
-
-    path = demo.path().parent / "heldout.jsonl"
-    return str(path) if path.is_file() else None
 
 
 def _torch_scorer(folder: Path) -> Scorer:

@@ -160,3 +160,13 @@ def _pin_hub(model: str, revision: str | None, layout: Layout | None, *, offline
         return Pinned(id=model, revision=revision, folder=None)
     commit, warnings = hub.resolve(model, revision or "main", layout=layout, offline=offline)
     return Pinned(id=model, revision=commit, folder=None, warnings=warnings)
+
+
+def demo_text(model: str, name: str) -> str | None:
+    """A file of texts that the demo model brings; None for other models, which bring none."""
+    if model != DEMO:
+        return None
+    import demo
+
+    path = demo.path().parent / name
+    return str(path) if path.is_file() else None

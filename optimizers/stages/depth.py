@@ -89,31 +89,23 @@ class RestructureDepth(Stage):
 
     def _chosen(self, module: Any, work: Work, report: Report) -> set[int]:
         from optimizers.blocks import block_influences, decoder_blocks
+        from optimizers.layer_trials import Trials
 
         if not isinstance(self.drop, int):
             return set(self.drop)
         count = len(decoder_blocks(module))
         if self.score == "last":
             # The very last layer prepares the head's input, and is missed more than its neighbours.
-            last = max(count - 1, self.drop)
-            return set(range(last - self.drop, last))
+            return set(range(count - 1 - self.drop, count - 1))
         documents = work.calibration(report)
         if self.score == "block_influence":
             report(0.3, "scoring layers")
             influences = block_influences(module, documents)
             return set(sorted(range(count), key=influences.__getitem__)[: self.drop])
-        return self._least_missed(module, documents[:_SCORING_DOCUMENTS], report)
-
-    def _least_missed(self, module: Any, documents: Any, report: Report) -> set[int]:
-        """Remove greedily by KL(whole || without), measured on the documents."""
-        from optimizers.layer_trials import Trials
-
-        if not isinstance(self.drop, int):
-            return set(self.drop)
-        trials = Trials(module, documents)
+        trials = Trials(module, documents[:_SCORING_DOCUMENTS])
         dropped: set[int] = set()
         for number in range(self.drop):
             report(0.3 + 0.6 * number / self.drop, "trying layers")
-            left = [index for index in range(trials.count) if index not in dropped]
+            left = [index for index in range(count) if index not in dropped]
             dropped.add(min(left, key=lambda index: trials.divergence(dropped | {index})))
         return dropped

@@ -67,6 +67,8 @@ class Sampler:
             np.copyto(self._reshaped, row.logits)
             _reshape(self._reshaped, sampling, sequence)
             chosen = _row_of(self._reshaped, blocks=len(row.block_maxima))
+            if not np.isfinite(self._reshaped[chosen.best]):
+                return None
         token: int | None = chosen.best
         if sampling.temperature != 0.0:
             token = self._draw(chosen, sequence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,10 @@ def test_a_text_s_digest_is_its_content(tmp_path: Path) -> None:
     three = _write(tmp_path / "three.jsonl", ["a b d"])
     assert digest_of(one) == digest_of(two) != digest_of(three)
     assert digest_of(None) not in {digest_of(one), digest_of(three)}
+
+
+def test_a_key_names_the_model_that_the_text_is_of(original: Source) -> None:
+    """Two originals may go on with one substitute, each calibrating on its own text."""
+    other = replace(original, model=original.model.model_copy(update={"revision": "another"}))
+    assert Calibration(original, None, None).key != Calibration(other, None, None).key
+    assert Calibration(original, None, None).key == Calibration(original, None, None).key

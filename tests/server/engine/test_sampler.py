@@ -218,6 +218,15 @@ def test_one_logit_that_is_no_number_gives_no_token(
         assert _sample(Sampler(400), logits, _sequence(sampling)) == [None]
 
 
+def test_a_penalty_does_not_choose_what_is_no_number() -> None:
+    """A graph may not tell of one such logit; the sampler sees it where it looks itself."""
+    logits = np.zeros((1, 400), np.float32)
+    scores = score(logits, [0.0])
+    logits[0, 7] = np.nan
+    sampling = Sampling(max_tokens=3, temperature=0.0, logit_bias=ALONE)
+    assert Sampler(400).sample(scores, [_sequence(sampling)]) == [None]
+
+
 def test_rows_of_every_kind_share_a_step() -> None:
     """Greedy, sampled, narrowed and penalised rows get what each would get alone."""
     rng = np.random.default_rng(8)
