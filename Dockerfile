@@ -18,7 +18,7 @@ COPY demo demo
 COPY optimizers optimizers
 COPY protos protos
 COPY server server
-RUN pip install -c constraints.txt ".[optimizer]"
+RUN pip install -c constraints.txt ".[optimizer,search]"
 
 FROM ${BASE}
 COPY --from=build /venv /venv

@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "Python 3.11 or newer is needed; name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[optimizer,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[optimizer,search,dev]'
 	@touch $@
 
 serve: $(STAMP) ## Start a server, by default with the embedded demo model.
