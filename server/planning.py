@@ -22,6 +22,7 @@ from server.config.errors import ConfigError
 from server.config.fields import Config, TextFile
 from server.errors import OptimizerError
 from server.optimizer import Optimizer
+from server.search.spaces import split_open
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +73,20 @@ async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) ->
         chain_errors = await _judge_anyway(error.content, optimizer)
         merged = (*error.errors, *chain_errors)
         raise ConfigError(source, list(dict.fromkeys(merged))) from None
+    settled, open_errors = split_open(config.variants)
     response = await optimizer.plan(
         PlanRequest(
             model=config.model,
             revision=config.revision,
             calibration=_texts(config.calibration),
             evaluation=_texts(config.evaluation),
-            variants=config.variants,
+            variants=settled,
             store=config.store,
             offline=config.offline,
         )
     )
-    if response.errors:
-        raise ConfigError(source, response.errors)
+    if errors := (*open_errors, *response.errors):
+        raise ConfigError(source, errors)
     return Planned(config, response)
 
 
@@ -93,15 +95,17 @@ async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[A
     variants = content.get("variants")
     if not isinstance(variants, dict) or not variants:
         return []
+    settled, open_errors = split_open(variants)
     request = PlanRequest(
         model="demo",  # its own is judged when all else is right: it may be large, or far away
-        variants={str(name): chain for name, chain in variants.items()},
+        variants=settled,
         offline=content.get("offline") is True,  # substitutes of the hub are looked up all the same
     )
     with contextlib.suppress(OptimizerError):  # what the config itself says wrong is shown anyway
         response = await optimizer.plan(request)
-        return [error for error in response.errors if error.path.startswith("variants")]
-    return []
+        chain_errors = [one for one in response.errors if one.path.startswith("variants")]
+        return [*open_errors, *chain_errors]
+    return open_errors
 
 
 def _texts(file: TextFile | None) -> Texts | None:
