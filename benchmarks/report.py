@@ -13,10 +13,10 @@ from rich.table import Table as RichTable
 
 from benchmarks import lineup
 from benchmarks.bars import judge
-from benchmarks.load import QUIET_CORES
 from benchmarks.results import Results
 from benchmarks.samples import Measure, Samples
 from benchmarks.settings import STREAMS
+from server.comparison.load import QUIET_CORES
 
 _MIB = 1 << 20
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import Machine
 from benchmarks.samples import Measure, Sample, Samples
 from benchmarks.settings import Settings
+from server.comparison.machine import Machine
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,6 @@ from rich.console import Console
 from benchmarks import lineup
 from benchmarks.child import ChildError
 from benchmarks.contenders import ROOT, Place
-from benchmarks.load import Load
-from benchmarks.machine import this_machine
 from benchmarks.optimum_environment import VARIABLE, optimum_python
 from benchmarks.ours import Server
 from benchmarks.peers import Peer
@@ -35,6 +33,8 @@ from benchmarks.settings import Settings
 from benchmarks.shapes import SHAPES, make_model
 from benchmarks.starts import Starts
 from benchmarks.turns import Turns
+from server.comparison.load import Load
+from server.comparison.machine import this_machine
 from server.machine import usable_cores
 
 _AGREE_TOKENS = 32

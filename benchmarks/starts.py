@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 
 from benchmarks.contenders import Contender
-from benchmarks.load import Load
 from benchmarks.ours import Engine
 from benchmarks.roster import Roster
 from benchmarks.samples import Measure, Sample, Samples
+from server.comparison.load import Load
 
 
 class Starts:

@@ -15,12 +15,12 @@ from functools import partial
 from typing import Any
 
 from benchmarks.contenders import Contender
-from benchmarks.load import QUIET_CORES, Load
 from benchmarks.ours import Engine
 from benchmarks.prompts import Prompts
 from benchmarks.roster import Roster
 from benchmarks.samples import Measure, Sample, Samples
 from benchmarks.settings import STREAMS, Settings
+from server.comparison.load import QUIET_CORES, Load
 
 _DUELS = 4  # of each pair and round
 _ATTEMPTS = 2  # a turn that was disturbed is taken again, and the quieter one counts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.child import peak_bytes
-from benchmarks.load import Load, busy_s
-from benchmarks.machine import processor_fields
+from server.comparison.load import Load, busy_s
+from server.comparison.machine import processor_fields
 
 _TICKS_PER_S = 100
 

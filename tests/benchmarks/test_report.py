@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import lineup
-from benchmarks.machine import Machine
 from benchmarks.report import markdown, tables
 from benchmarks.results import Results, read_results
 from benchmarks.samples import Measure, Sample, Samples
 from benchmarks.settings import Settings
+from server.comparison.machine import Machine
 
 
 def _results(*, others_cores: float = 0.0, agreement: int = 32) -> Results:

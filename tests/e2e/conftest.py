@@ -12,8 +12,8 @@ import grpc
 import pytest
 import yaml
 
-from benchmarks.server_process import ServerProcess
 from protos import inference_pb2_grpc
+from server.comparison.server_process import ServerProcess
 
 Launch = Callable[..., ServerProcess]
 

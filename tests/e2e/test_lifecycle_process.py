@@ -18,9 +18,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from artifacts.store import Store
-from benchmarks.server_process import ServerProcess
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc
+from server.comparison.server_process import ServerProcess
 
 BASELINE: dict[str, Any] = {"baseline": []}
 # In no store that the tests share: it must be built.

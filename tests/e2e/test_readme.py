@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.server_process import ROOT
+from server.comparison.server_process import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

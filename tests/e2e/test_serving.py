@@ -17,9 +17,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.server_process import ROOT, ServerProcess
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc
+from server.comparison.server_process import ROOT, ServerProcess
 
 VARIANTS = ["baseline", "int8", "int4"]
 

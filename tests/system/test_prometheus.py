@@ -19,9 +19,9 @@ from typing import Any
 import grpc
 import pytest
 
-from benchmarks.server_process import ROOT, ServerProcess
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc
+from server.comparison.server_process import ROOT, ServerProcess
 
 pytestmark = pytest.mark.system
 

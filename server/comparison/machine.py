@@ -5,9 +5,11 @@ Knows nothing of what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,17 @@ def this_machine(proc: Path = Path("/proc")) -> Machine:
         memory_bytes=_memory_bytes((proc / "meminfo").read_text()),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        libraries={name: version(name) for name in _LIBRARIES},
+        libraries=_versions(_LIBRARIES),
     )
+
+
+def _versions(names: Iterable[str]) -> dict[str, str]:
+    """Of the libraries that are installed."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def processor_fields(cpuinfo: str) -> dict[str, str]:

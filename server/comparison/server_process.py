@@ -1,4 +1,4 @@
-"""A real server in a process of its own, for benches and end-to-end tests.
+"""A real server in a process of its own, for comparisons and end-to-end tests.
 
 Owns starting ``inference-unlimited serve``, reading where it listens, waiting for its health, and
 leaving no process behind. Knows nothing of what is asked of it.
@@ -6,6 +6,7 @@ leaving no process behind. Knows nothing of what is asked of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,15 +19,26 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import psutil
+from server.errors import ServerError
 
-ROOT = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
 _POLL_S = 0.02
 _STOP_S = 60.0
 
+_LAST_LINES = 12  # of a log, in an error
+
 _Seen = TypeVar("_Seen")
+
+
+class ServerProcessError(ServerError):
+    """A server that was started to be measured did not come up, or ended; its log says why."""
+
+    code = "server_process"
 
 
 class ServerProcess:
@@ -40,6 +52,7 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
         program: Sequence[str] = ("-m", "server.cli"),
+        folder: Path | None = ROOT,
     ) -> None:
         """Start it on free ports.
 
@@ -50,6 +63,7 @@ class ServerProcess:
             environment: Variables on top of this process's own, without its configuration.
             prepare: Called in the new process before it becomes the server.
             program: What the interpreter runs; a test may run the server with a fault planted.
+            folder: Its working directory; None for this process's own.
         """
         inherited = {
             name: value
@@ -65,11 +79,13 @@ class ServerProcess:
         with stderr.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=folder,
                 env={**inherited, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                start_new_session=True,  # Ctrl-C in a terminal is the caller's to answer
                 preexec_fn=prepare,  # noqa: PLW1509 - tests limit resources with it
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -88,10 +104,11 @@ class ServerProcess:
                 self.process.kill()
         self.process.wait()
         self._reader.join()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
         for pid in family[1:]:
-            if psutil.pid_exists(pid):
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     @property
@@ -111,13 +128,20 @@ class ServerProcess:
 
     def children(self) -> list[psutil.Process]:
         """Its optimizer children."""
+        import psutil
+
         try:
-            return psutil.Process(self.process.pid).children(recursive=True)
+            found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
+        return found
 
     def wait_line(self, pattern: str, timeout_s: float = 60) -> str:
-        """Wait until it prints a line that matches, and give the first group."""
+        """Wait until it prints a line that matches, and give the first group.
+
+        Raises:
+            ServerProcessError: It ended, or printed none in time.
+        """
         deadline_s = time.monotonic() + timeout_s
         with self._said:
             while True:
@@ -126,7 +150,7 @@ class ServerProcess:
                         return match.group(1)
                 ended = not self._reader.is_alive()
                 if ended or not self._said.wait(deadline_s - time.monotonic()):
-                    raise AssertionError(f"no line {pattern!r} in {self.lines}:\n{self.log}")
+                    raise self.failed("did not say where it listens")
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask the operators' listener; give status and body."""
@@ -142,11 +166,15 @@ class ServerProcess:
         return self.wait_for(self._settled, timeout_s)
 
     def wait_for(self, look: Callable[[], _Seen | None], timeout_s: float = 60) -> _Seen:
-        """Look until there is something to be seen, or fail with the log."""
+        """Look until there is something to be seen.
+
+        Raises:
+            ServerProcessError: It ended, or there was nothing to be seen in time.
+        """
         deadline_s = time.monotonic() + timeout_s
         while (seen := look()) is None:
             if time.monotonic() > deadline_s or self.process.poll() is not None:
-                raise AssertionError(f"waited in vain; {self.lines}:\n{self.log}")
+                raise self.failed("did not become ready")
             time.sleep(_POLL_S)
         return seen
 
@@ -155,6 +183,14 @@ class ServerProcess:
         for number in signals or (signal.SIGTERM,):
             self.process.send_signal(number)
         return self.process.wait(timeout_s)
+
+    def failed(self, how: str) -> ServerProcessError:
+        """The error that tells what went wrong, with the end of the log."""
+        status = self.process.poll()
+        ended = "" if status is None else f" It ended with status {status}."
+        lines = [*self.lines, *self.log.splitlines()][-_LAST_LINES:]
+        last = chr(10).join(lines)
+        return ServerProcessError(f"The server {how}.{ended} Its last words:\n{last}")
 
     def _settled(self) -> dict[str, Any] | None:
         status, body = self.get("/readyz")
