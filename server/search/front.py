@@ -1,7 +1,7 @@
 """The Pareto front: what nothing else is better than in every respect.
 
-Owns dominance, with and without an allowance for noise, and choosing few points that stand for many.
-Losses only: less is better in every coordinate. Knows nothing of what they measure.
+Owns dominance, with and without an allowance for noise, and choosing few points that stand for
+many. Losses only: less is better in every coordinate. Knows nothing of what they measure.
 """
 
 from __future__ import annotations
