@@ -73,7 +73,7 @@ async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) ->
         chain_errors = await _judge_anyway(error.content, optimizer)
         merged = (*error.errors, *chain_errors)
         raise ConfigError(source, list(dict.fromkeys(merged))) from None
-    settled, open_errors = split_open(config.variants)
+    settled, open_errors = split_open(chains_of(config))
     response = await optimizer.plan(
         PlanRequest(
             model=config.model,
@@ -95,7 +95,8 @@ async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[A
     variants = content.get("variants")
     if not isinstance(variants, dict) or not variants:
         return []
-    settled, open_errors = split_open(variants)
+    chains = {str(name): _chain(variant) for name, variant in variants.items()}
+    settled, open_errors = split_open(chains)
     request = PlanRequest(
         model="demo",  # its own is judged when all else is right: it may be large, or far away
         variants=settled,
@@ -106,6 +107,16 @@ async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[A
         chain_errors = [one for one in response.errors if one.path.startswith("variants")]
         return [*open_errors, *chain_errors]
     return open_errors
+
+
+def chains_of(config: Config) -> dict[str, Any]:
+    """The chain of each variant, as the config has it."""
+    return {name: variant.chain for name, variant in config.variants.items()}
+
+
+def _chain(variant: Any) -> Any:
+    """The chain of a variant as it was read: the rest of a mapping is the server's to judge."""
+    return variant.get("chain") if isinstance(variant, dict) else variant
 
 
 def _texts(file: TextFile | None) -> Texts | None:

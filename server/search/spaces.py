@@ -25,35 +25,23 @@ MOST_PARAMS = 200
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a trial drew: the variant whose space it is from, and its value in a config."""
+    """What a trial drew: the variant whose space it is from, and a chain without anything open."""
 
     variant: str
     chain: tuple[Any, ...]
-    rest: Mapping[str, Any]
-
-    @property
-    def value(self) -> Any:
-        """The variant as a config has it."""
-        return {**self.rest, "chain": list(self.chain)} if self.rest else list(self.chain)
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The spaces of all variants that have one; a trial draws the variant first.
-
-    Attributes:
-        chains: By variant.
-        rest: What else the config says of each variant, beside its chain.
-    """
+    """The spaces of all variants that have one; a trial draws the variant first."""
 
     chains: Mapping[str, ChainSpace]
-    rest: Mapping[str, Mapping[str, Any]]
 
     def draw(self, trial: Trial) -> Drawn:
-        """Give a variant without anything open."""
+        """Give one chain."""
         names = list(self.chains)
         name = names[0] if len(names) == 1 else trial.suggest_categorical(VARIANT_PARAM, names)
-        return Drawn(name, tuple(self.chains[name].draw(trial)), self.rest.get(name, {}))
+        return Drawn(name, tuple(self.chains[name].draw(trial)))
 
     def nearest(self, wanted: Sequence[Any]) -> list[Params]:
         """The points nearest to a chain, one per variant that has anything of it."""
@@ -78,24 +66,21 @@ class Space:
         return list(seen.values())
 
 
-def read_spaces(variants: Mapping[str, Any]) -> tuple[Space, list[FieldError]]:
-    """Find the variants that have something open; the others are left out.
+def read_spaces(chains: Mapping[str, Any]) -> tuple[Space, list[FieldError]]:
+    """Find the variants that have something open in their chain; the others are left out.
 
-    Gives the spaces and everything that is wrong with how they are written.
+    Gives the spaces and everything that is wrong with how they are written. A chain that is no list
+    is the optimizer's to refuse.
     """
     errors: list[FieldError] = []
-    chains: dict[str, ChainSpace] = {}
-    rest: dict[str, dict[str, Any]] = {}
-    for name, value in variants.items():
-        before = len(errors)
-        chain = _read_variant(str(name), value, errors)
-        if chain is None:
+    spaces: dict[str, ChainSpace] = {}
+    for name, items in chains.items():
+        if not isinstance(items, (list, tuple)):
             continue
-        if any(True for _ in chain.names()) or len(errors) > before:
-            chains[str(name)] = chain
-            if isinstance(value, Mapping):
-                rest[str(name)] = {key: one for key, one in value.items() if key != "chain"}
-        if (count := sum(1 for _ in chain.names())) > MOST_PARAMS:
+        before = len(errors)
+        space = _read_chain(items, f"{name}.chain", errors)
+        count = sum(1 for _ in space.names())
+        if count > MOST_PARAMS:
             errors.append(
                 FieldError(
                     path=f"variants.{name}",
@@ -103,15 +88,17 @@ def read_spaces(variants: Mapping[str, Any]) -> tuple[Space, list[FieldError]]:
                     remedy="Fix some of them.",
                 )
             )
-    return Space(chains, rest), errors
+        if count or len(errors) > before:
+            spaces[name] = space
+    return Space(spaces), errors
 
 
-def split_open(variants: Mapping[str, Any]) -> tuple[dict[str, Any], list[FieldError]]:
-    """The variants without anything open, and an error for each of the others.
+def split_open(chains: Mapping[str, Any]) -> tuple[dict[str, Any], list[FieldError]]:
+    """The chains without anything open, and an error for each of the others.
 
     For whoever needs one chain per variant.
     """
-    space, errors = read_spaces(variants)
+    space, errors = read_spaces(chains)
     for name, chain in space.chains.items():
         if (place := next(chain.names(), None)) is not None:
             errors.append(
@@ -122,16 +109,7 @@ def split_open(variants: Mapping[str, Any]) -> tuple[dict[str, Any], list[FieldE
                     "on one.",
                 )
             )
-    settled = {str(name): value for name, value in variants.items() if name not in space.chains}
-    return settled, errors
-
-
-def _read_variant(name: str, value: Any, errors: list[FieldError]) -> ChainSpace | None:
-    """Read a variant; None where it is no chain, which is the optimizer's to refuse."""
-    items = value.get("chain") if isinstance(value, Mapping) else value
-    if not isinstance(items, (list, tuple)):
-        return None
-    return _read_chain(items, f"{name}.chain", errors)
+    return {name: chain for name, chain in chains.items() if name not in space.chains}, errors
 
 
 def _read_chain(items: Sequence[Any], name: str, errors: list[FieldError]) -> ChainSpace:

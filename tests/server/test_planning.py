@@ -97,7 +97,7 @@ async def test_what_is_left_open_is_refused_before_it_is_planned() -> None:
     """A space is the search's; the other variants are judged all the same, here and elsewhere."""
     optimizer = FakeOptimizer(PlanResponse(errors=(CHAIN_ERROR,)))
     variants = {"int8": [{"prun": {}}], "open": [{"prune": {"amount": {"low": 0.1, "high": 0.5}}}]}
-    config = CONFIG.model_copy(update={"variants": variants})
+    config = Config(model="demo", variants=variants)
     space, chain = await errors_of(lambda: config, optimizer)
     assert (space.path, chain) == ("variants.open.chain[0].prune.amount", CHAIN_ERROR)
     assert "inference-unlimited search" in space.remedy

@@ -13,22 +13,19 @@ from hypothesis import strategies as st
 from server.search.spaces import Space, read_spaces, split_open
 
 LEAN: dict[str, Any] = {
-    "lean": {
-        "budget": {"kl_mean": 0.3},
-        "chain": [
-            {
-                "choice": [
-                    {"restructure": {"method": "depth", "drop": {"low": 1, "high": 2}}},
-                    [
-                        {"restructure": {"method": "depth", "drop": {"low": 1, "high": 4}}},
-                        {"distill": {"recover": {"learning_rate": {"low": 1, "high": 1}}}},
-                    ],
-                    "none",
-                ]
-            },
-            {"quantize": {"method": "weight_only", "bits": {"choice": [4, 8]}}},
-        ],
-    }
+    "lean": [
+        {
+            "choice": [
+                {"restructure": {"method": "depth", "drop": {"low": 1, "high": 2}}},
+                [
+                    {"restructure": {"method": "depth", "drop": {"low": 1, "high": 4}}},
+                    {"distill": {"recover": {"learning_rate": {"low": 1, "high": 1}}}},
+                ],
+                "none",
+            ]
+        },
+        {"quantize": {"method": "weight_only", "bits": {"choice": [4, 8]}}},
+    ]
 }
 
 
@@ -63,18 +60,12 @@ def test_a_chain_is_drawn_from_where_it_is_open() -> None:
     ]
 
 
-def test_what_else_a_variant_says_comes_with_its_chain() -> None:
-    """A budget of its own holds for every chain of the space."""
-    drawn = space_of(**LEAN).examples()[0]
-    assert drawn.value == {"budget": {"kl_mean": 0.3}, "chain": list(drawn.chain)}
-
-
 def test_variants_without_anything_open_are_no_spaces() -> None:
     """They are the hand-written ones."""
-    variants = {"a": [], "b": ["quantize"], "c": {"chain": [{"prune": {"amount": 0.5}}]}, "d": 3}
-    space, errors = read_spaces({**variants, **LEAN})
+    chains = {"a": [], "b": ["quantize"], "c": [{"prune": {"amount": 0.5}}], "d": 3}
+    space, errors = read_spaces({**chains, **LEAN})
     assert (list(space.chains), errors) == (["lean"], [])
-    assert split_open(variants) == (variants, [])
+    assert split_open(chains) == (chains, [])
 
 
 def test_the_size_is_the_number_of_different_chains() -> None:
