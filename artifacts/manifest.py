@@ -75,11 +75,27 @@ class ModelSource(Frozen):
     license: str | None = None
 
 
+class DocumentQuality(Frozen):
+    """The same measures on one document, from which intervals are drawn.
+
+    ``nll`` and ``original_nll`` are nats per token of this and of the original, on a user's text
+    only.
+    """
+
+    positions: int
+    kl_mean: float
+    agreement: float
+    nll: float | None = None
+    original_nll: float | None = None
+
+
 class Quality(Frozen):
     """Quality of one stage's result against the original model, on held-out text.
 
     KL(original || this) in nats over positions from 16 on; ``perplexity`` only on a user's text,
     whose file's SHA-256 (hex) is ``text_sha256``; None for a text that the original wrote itself.
+    ``by_document`` has one entry per document (a window of a text), in their order; it is empty
+    in artifacts that were built before it was kept.
     """
 
     kl_mean: float
@@ -91,6 +107,7 @@ class Quality(Frozen):
     positions: int
     isa: str
     text_sha256: str | None = None
+    by_document: tuple[DocumentQuality, ...] = ()
 
 
 class StageRecord(Frozen):

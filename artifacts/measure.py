@@ -11,7 +11,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from artifacts import texts
 from artifacts.errors import ArtifactError, TextError
 from artifacts.isa import isa_class
 from artifacts.layout import default_root
-from artifacts.manifest import GraphSpec, Quality
+from artifacts.manifest import DocumentQuality, GraphSpec, Quality
 from artifacts.reference import (
     FIRST_POSITION,
     USER_WINDOW,
@@ -64,36 +66,82 @@ def measure(reference: Reference, variant: Scorer, *, is_user_text: bool) -> Qua
     normalised over it. Perplexity is only told of a user's text: on text that the original wrote
     itself it would be no more than the original's own entropy.
     """
-    divergence: list[NDArray[np.float32]] = []
-    agreed: list[NDArray[np.bool_]] = []
-    losses: list[NDArray[np.float32]] = []
-    original_losses: list[NDArray[np.float32]] = []
-    for document, stored in reference.parts():
-        logits = variant.logits(document[:-1], FIRST_POSITION)
-        targets = document[FIRST_POSITION + 1 :]
+    documents = [
+        _Document.of(stored, variant.logits(document[:-1], FIRST_POSITION), targets=document[1:])
+        for document, stored in reference.parts()
+    ]
+    kl = np.concatenate([document.kl for document in documents])
+    agreed = np.concatenate([document.agreed for document in documents])
+    return Quality(
+        kl_mean=float(kl.mean()),
+        kl_p99=float(np.quantile(kl, 0.99)),
+        top1_agreement=float(agreed.mean()),
+        perplexity=_perplexity([x.losses for x in documents]) if is_user_text else None,
+        original_perplexity=_perplexity([x.original_losses for x in documents])
+        if is_user_text
+        else None,
+        documents=len(documents),
+        positions=int(kl.size),
+        isa=isa_class(),
+        by_document=tuple(document.quality(is_user_text=is_user_text) for document in documents),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """Figures of one document, one per position that is compared."""
+
+    kl: NDArray[np.float32]
+    agreed: NDArray[np.bool_]
+    losses: NDArray[np.float32]
+    original_losses: NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls,
+        stored: NDArray[np.float16],
+        logits: NDArray[np.float32],
+        *,
+        targets: NDArray[np.int64],
+    ) -> Self:
+        """Compare the original's log-probabilities (positions, vocab) with a variant's logits.
+
+        ``targets`` are the tokens that came, from the document's second on.
+        """
+        kl: list[NDArray[np.float32]] = []
+        agreed: list[NDArray[np.bool_]] = []
+        losses: list[NDArray[np.float32]] = []
+        original_losses: list[NDArray[np.float32]] = []
         shared = min(stored.shape[1], logits.shape[1])
         for part in in_chunks(stored.shape[0], _CHUNK):
             original = log_softmax(stored[part, :shared])
             other = log_softmax(logits[part, :shared])
-            divergence.append((np.exp(original) * (original - other)).sum(axis=-1))
+            kl.append((np.exp(original) * (original - other)).sum(axis=-1))
             # Stored in 16 bits, the original's likeliest token may tie with the next.
             choice = other.argmax(axis=-1)[:, None]
             likeliest = original.max(axis=-1, keepdims=True)
             agreed.append((np.take_along_axis(original, choice, axis=-1) == likeliest)[:, 0])
-            wanted = targets[part, None]
+            wanted = targets[FIRST_POSITION:][part, None]
             losses.append(-np.take_along_axis(other, wanted, axis=-1)[:, 0])
             original_losses.append(-np.take_along_axis(original, wanted, axis=-1)[:, 0])
-    kl = np.maximum(np.concatenate(divergence), 0.0)
-    return Quality(
-        kl_mean=float(kl.mean()),
-        kl_p99=float(np.quantile(kl, 0.99)),
-        top1_agreement=float(np.concatenate(agreed).mean()),
-        perplexity=_perplexity(losses) if is_user_text else None,
-        original_perplexity=_perplexity(original_losses) if is_user_text else None,
-        documents=len(reference.documents),
-        positions=int(kl.size),
-        isa=isa_class(),
-    )
+        return cls(
+            kl=np.maximum(np.concatenate(kl), 0.0),
+            agreed=np.concatenate(agreed),
+            losses=np.concatenate(losses),
+            original_losses=np.concatenate(original_losses),
+        )
+
+    def quality(self, *, is_user_text: bool) -> DocumentQuality:
+        """Means over the document."""
+        return DocumentQuality(
+            positions=int(self.kl.size),
+            kl_mean=float(self.kl.mean(dtype=np.float64)),
+            agreement=float(self.agreed.mean()),
+            nll=float(self.losses.mean(dtype=np.float64)) if is_user_text else None,
+            original_nll=float(self.original_losses.mean(dtype=np.float64))
+            if is_user_text
+            else None,
+        )
 
 
 def compare(

@@ -32,6 +32,7 @@ from optimizers.sources import Source, demo_text
 from optimizers.stage import Report
 
 _VERSION = 1  # of how text is chosen and of what is stored
+_FIGURES = 2  # version of what is kept of each judgement
 _SEED = 20_261_123
 
 
@@ -73,6 +74,7 @@ class Judge:
         figures_key = sha256_json(
             {
                 "quality": key,
+                "figures": _FIGURES,
                 "reference": self._key,
                 "isa": isa_class(),
                 "libraries": libraries("onnx"),

@@ -158,7 +158,7 @@ class Telemetry(RequestObserver, EngineObserver):
         self._families.info.labels(*labels, artifact, chain).set(1)
         self._families.size.labels(*labels).set(manifest.size_bytes)
         if manifest.quality is not None:
-            about = {"documents", "positions", "isa", "text_sha256"}
+            about = {"documents", "positions", "isa", "text_sha256", "by_document"}
             figures = manifest.quality.model_dump(exclude=about)
             for measure, value in figures.items():
                 if value is not None:

@@ -76,7 +76,7 @@ def _stage(record: StageRecord) -> pb.Stage:
 
 
 def _quality(quality: Quality) -> pb.Quality:
-    return pb.Quality(**quality.model_dump(exclude={"text_sha256"}))
+    return pb.Quality(**quality.model_dump(exclude={"text_sha256", "by_document"}))
 
 
 def _json(value: object) -> str:

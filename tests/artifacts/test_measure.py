@@ -85,6 +85,28 @@ def test_figures_are_what_their_definitions_say(tmp_path: Path, table: NDArray[n
     assert quality.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
 
 
+def test_documents_add_up_to_the_whole(tmp_path: Path, table: NDArray[np.float32]) -> None:
+    """Weighted by their positions, the documents' means are the whole's, and they differ."""
+    other = table + np.random.default_rng(2).standard_normal(table.shape).astype(np.float32)
+    quality = measure(_reference(tmp_path, table), Table(other), is_user_text=True)
+    documents = quality.by_document
+    positions = [document.positions for document in documents]
+    assert (len(documents), sum(positions)) == (quality.documents, quality.positions)
+    assert [document.size - 1 - FIRST_POSITION for document in _documents()] == positions
+    nll = [document.nll for document in documents]
+    assert len(set(nll)) == len(documents)
+    means = {
+        "kl_mean": np.average([document.kl_mean for document in documents], weights=positions),
+        "top1_agreement": np.average([x.agreement for x in documents], weights=positions),
+        "perplexity": np.exp(np.average(nll, weights=positions)),
+        "original_perplexity": np.exp(
+            np.average([document.original_nll for document in documents], weights=positions)
+        ),
+    }
+    for name, mean in means.items():
+        assert getattr(quality, name) == pytest.approx(mean, rel=1e-5), name
+
+
 def test_only_the_shared_vocabulary_counts(tmp_path: Path, table: NDArray[np.float32]) -> None:
     """Padding rows of a larger embedding say nothing about the model."""
     padded = np.concatenate([table, np.full((VOCABULARY, 14), 50.0, np.float32)], axis=1)
@@ -97,6 +119,7 @@ def test_perplexity_is_not_told_on_sampled_text(tmp_path: Path, table: NDArray[n
     quality = measure(_reference(tmp_path, table), Table(table), is_user_text=False)
     assert quality.perplexity is None
     assert quality.original_perplexity is None
+    assert {(x.nll, x.original_nll) for x in quality.by_document} == {(None, None)}
 
 
 def test_windows_take_turns_between_documents_and_stay_within_the_budget() -> None:
