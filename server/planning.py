@@ -6,7 +6,7 @@ Owns the requests to the optimizer. Knows nothing of processes or of variants' s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,20 +74,23 @@ async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) ->
         merged = (*error.errors, *chain_errors)
         raise ConfigError(source, list(dict.fromkeys(merged))) from None
     settled, open_errors = split_open(chains_of(config))
-    response = await optimizer.plan(
-        PlanRequest(
-            model=config.model,
-            revision=config.revision,
-            calibration=_texts(config.calibration),
-            evaluation=_texts(config.evaluation),
-            variants=settled,
-            store=config.store,
-            offline=config.offline,
-        )
-    )
+    response = await optimizer.plan(plan_request(config, settled))
     if errors := (*open_errors, *response.errors):
         raise ConfigError(source, errors)
     return Planned(config, response)
+
+
+def plan_request(config: Config, chains: Mapping[str, Any]) -> PlanRequest:
+    """What the optimizer is asked about chains on a config's model and texts."""
+    return PlanRequest(
+        model=config.model,
+        revision=config.revision,
+        calibration=_texts(config.calibration),
+        evaluation=_texts(config.evaluation),
+        variants=dict(chains),
+        store=config.store,
+        offline=config.offline,
+    )
 
 
 async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[Any]:

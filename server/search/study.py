@@ -106,6 +106,10 @@ class Study:
         """All finished trials, in their order."""
         return [_record(trial) for trial in self._trials() if trial.state.is_finished()]
 
+    def record(self, number: int) -> Record:
+        """One trial."""
+        return _record(self._trials()[number])
+
     def counted(self) -> int:
         """How many finished trials count."""
         return sum(record.result.kind in COUNTED for record in self.records())

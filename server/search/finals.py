@@ -1,0 +1,174 @@
+"""The front measured again, in turns, before anybody is told of it.
+
+A trial's figures were taken minutes or days apart from another's, and each only once. Here all that
+may be reported are timed in rounds, in an order that rotates, so that whatever changes about the
+machine meets all of them. Owns the choice of who is measured, the medians, and what is on the front
+beyond noise. Knows nothing of how a figure is taken.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from server.search.front import adds, front, spread
+from server.search.objectives import Measures, Objective
+from server.search.records import Kind, Known, Record
+
+LEAST_NOISE = 0.02
+"""Timed figures closer than this count as equal, however alike the rounds were."""
+
+Time = Callable[["Contender", int], Awaitable[Measures]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A variant that may be on the front.
+
+    Attributes:
+        name: What it is called in the report.
+        variant: Whose budget and place in the config it has.
+        chain: As a config has it.
+        measures: Figures by name: the median of the rounds, or the trial's own.
+        rounds: The figures of each round; empty while it was not measured in turns.
+        is_known: Hand-written; the others were found.
+        is_within: Whether it keeps to its budget.
+        trial: Number of the trial that found it.
+    """
+
+    name: str
+    variant: str
+    chain: tuple[Any, ...]
+    measures: Measures
+    rounds: tuple[Measures, ...] = ()
+    is_known: bool = False
+    is_within: bool = True
+    trial: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a search has come to.
+
+    Attributes:
+        contenders: All that were compared, hand-written ones first.
+        front: Names of those that no other is better than in every respect.
+        added: Names of those found that add to the front of the hand-written ones beyond noise.
+        noise: By objective: by which share figures of the same variant differ between rounds.
+        is_measured_again: Whether the figures were taken in turns.
+    """
+
+    contenders: tuple[Contender, ...]
+    front: tuple[str, ...]
+    added: tuple[str, ...]
+    noise: Mapping[str, float]
+    is_measured_again: bool
+
+
+def contenders(
+    known: Sequence[Known],
+    records: Sequence[Record],
+    objectives: Sequence[Objective],
+    *,
+    most: int,
+) -> list[Contender]:
+    """The hand-written variants, and the best of what was found.
+
+    Of the front of all that keep to their budget, at most ``most`` that were found.
+    """
+    ours = [
+        Contender(
+            one.name,
+            one.name,
+            tuple(one.value),
+            one.result.measures,
+            is_known=True,
+            is_within=one.result.kind is Kind.MEASURED,
+        )
+        for one in known
+        if one.result.kind is not Kind.FAILED
+    ]
+    taken = {one.name for one in known} | {record.variant for record in records}
+    prefix = "search"
+    while any(name.startswith(f"{prefix}-") for name in taken):
+        prefix += "-found"
+    found = [
+        Contender(
+            f"{prefix}-{record.number}",
+            record.variant,
+            tuple(record.value),
+            record.result.measures,
+            trial=record.number,
+        )
+        for record in records
+        if record.result.kind is Kind.MEASURED
+    ]
+    losses = {one.name: _losses(one, objectives) for one in (*ours, *found) if one.is_within}
+    best = {name: losses[name] for name in front(losses)}
+    kept = spread({one.name: best[one.name] for one in found if one.name in best}, most)
+    return [*ours, *(one for one in found if one.name in kept)]
+
+
+async def measured_in_turns(
+    entries: Sequence[Contender], time: Time, *, rounds: int, doing: Callable[[int, str], None]
+) -> list[Contender]:
+    """Time every contender once per round, each round beginning with another one."""
+    figures: dict[str, list[Measures]] = {one.name: [] for one in entries}
+    done = 0
+    for round_ in range(rounds):
+        first = round_ % max(len(entries), 1)
+        for one in (*entries[first:], *entries[:first]):
+            doing(done, f"round {round_ + 1} of {rounds}: {one.name}")
+            figures[one.name].append(await time(one, round_))
+            done += 1
+    return [
+        replace(
+            one,
+            rounds=tuple(figures[one.name]),
+            measures={**one.measures, **_medians(figures[one.name])},
+        )
+        for one in entries
+    ]
+
+
+def verdict(entries: Sequence[Contender], objectives: Sequence[Objective]) -> Verdict:
+    """Say which are on the front, and which of those found add to it."""
+    noise = {one.name: _noise(one, entries) for one in objectives}
+    within = {one.name: _losses(one, objectives) for one in entries if one.is_within}
+    on_front = front(within)
+    known = [within[one.name] for one in entries if one.is_known and one.is_within]
+    shares = [noise[one.name] for one in objectives]
+    added = [
+        one.name
+        for one in entries
+        if not one.is_known and one.name in on_front and adds(within[one.name], known, shares)
+    ]
+    return Verdict(
+        contenders=tuple(entries),
+        front=tuple(on_front),
+        added=tuple(added),
+        noise=noise,
+        is_measured_again=all(one.rounds for one in entries),
+    )
+
+
+def _losses(one: Contender, objectives: Sequence[Objective]) -> list[float]:
+    return [objective.loss(one.measures) for objective in objectives]
+
+
+def _medians(rounds: Sequence[Measures]) -> dict[str, float]:
+    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+
+
+def _noise(objective: Objective, entries: Sequence[Contender]) -> float:
+    """The share by which rounds of one variant differ: the median over variants, of half ranges."""
+    if not objective.is_timed:
+        return 0.0
+    shares = []
+    for one in entries:
+        values = [measures[objective.measure] for measures in one.rounds]
+        if len(values) > 1 and (middle := statistics.median(values)) > 0:
+            shares.append((max(values) - min(values)) / 2 / middle)
+    return max(statistics.median(shares), LEAST_NOISE) if shares else LEAST_NOISE
