@@ -10,6 +10,7 @@ import typer
 from server.commands.build import build
 from server.commands.generate import generate
 from server.commands.prune_store import prune_store
+from server.commands.search import search
 from server.commands.serve import serve
 from server.commands.variants import variants
 
@@ -26,6 +27,7 @@ def application() -> typer.Typer:
     )
     app.command()(serve)
     app.command()(build)
+    app.command()(search)
     app.command()(generate)
     app.command()(variants)
     app.command("prune-store")(prune_store)

@@ -1,4 +1,4 @@
-"""Chains of which something is left open: drawing one, and matching one.
+"""Chains of which something is left open: drawing one, matching one, telling one.
 
 Owns the tree of a chain's spaces: stages with open fields, and alternatives in the place of an
 item. Knows nothing of how they are written (``server.search.spaces``) or of which stages there are.
@@ -115,6 +115,16 @@ class ChainSpace:
             yield from item.names()
 
 
+def words(chain: Sequence[Any]) -> str:
+    """A chain in one line."""
+    stages = []
+    for item in chain:
+        name, fields = next(iter(item.items())) if isinstance(item, dict) else (item, {})
+        told = [_word(key, value) for key, value in (fields or {}).items()]
+        stages.append(" ".join([str(name), *told]))
+    return ", ".join(stages) or "the original"
+
+
 def _head(value: Value) -> tuple[str, Any]:
     """Name and method of a stage's space, MISSING where the method is open or not given."""
     if isinstance(value, Fixed):
@@ -140,3 +150,7 @@ def _method(fields: Any) -> Any:
 def _agrees(head: tuple[str, Any], stage: Any) -> bool:
     name, method = _stage_head(stage)
     return head[0] == name and (MISSING in (head[1], method) or head[1] == method)
+
+
+def _word(key: str, value: Any) -> str:
+    return str(value) if key == "method" or isinstance(value, str) else f"{key} {value}"

@@ -13,9 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import structlog
+
+from server.errors import ServerError
 from server.search.front import adds, front, spread
 from server.search.objectives import Measures, Objective
 from server.search.records import Kind, Known, Record
+
+_log = structlog.get_logger(__name__)
 
 LEAST_NOISE = 0.02
 """Timed figures closer than this count as equal, however alike the rounds were."""
@@ -114,14 +119,22 @@ def contenders(
 async def measured_in_turns(
     entries: Sequence[Contender], time: Time, *, rounds: int, doing: Callable[[int, str], None]
 ) -> list[Contender]:
-    """Time every contender once per round, each round beginning with another one."""
+    """Time every contender once per round, each round beginning with another one.
+
+    One that cannot be served any more is left out, with a warning.
+    """
     figures: dict[str, list[Measures]] = {one.name: [] for one in entries}
     done = 0
     for round_ in range(rounds):
         first = round_ % max(len(entries), 1)
         for one in (*entries[first:], *entries[:first]):
-            doing(done, f"round {round_ + 1} of {rounds}: {one.name}")
-            figures[one.name].append(await time(one, round_))
+            if one.name in figures:
+                doing(done, f"round {round_ + 1} of {rounds}: {one.name}")
+                try:
+                    figures[one.name].append(await time(one, round_))
+                except ServerError as error:
+                    _log.warning("left out of the report", variant=one.name, error=str(error))
+                    del figures[one.name]
             done += 1
     return [
         replace(
@@ -130,16 +143,17 @@ async def measured_in_turns(
             measures={**one.measures, **_medians(figures[one.name])},
         )
         for one in entries
+        if one.name in figures
     ]
 
 
 def verdict(entries: Sequence[Contender], objectives: Sequence[Objective]) -> Verdict:
     """Say which are on the front, and which of those found add to it."""
-    noise = {one.name: _noise(one, entries) for one in objectives}
+    noise = {one.name.value: _noise(one, entries) for one in objectives}
     within = {one.name: _losses(one, objectives) for one in entries if one.is_within}
     on_front = front(within)
     known = [within[one.name] for one in entries if one.is_known and one.is_within]
-    shares = [noise[one.name] for one in objectives]
+    shares = [noise[one.name.value] for one in objectives]
     added = [
         one.name
         for one in entries

@@ -7,10 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 Measures = Mapping[str, float]
 """Figures of one variant by name: ``kl_mean``, ``decode_1``, ``resident_bytes``, ..."""
+
+
+class ObjectiveName(StrEnum):
+    """What can be strived for."""
+
+    QUALITY = "quality"
+    DECODE = "decode"
+    DECODE_8 = "decode_8"
+    PREFILL = "prefill"
+    MEMORY = "memory"
+    SIZE = "size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +39,7 @@ class Objective:
         is_timed: Whether it differs from measurement to measurement.
     """
 
-    name: str
+    name: ObjectiveName
     measure: str
     direction: Literal["minimize", "maximize"]
     title: str
@@ -46,19 +58,21 @@ class Objective:
         return "" if value is None else format(value / self.per, self.shown)
 
 
-OBJECTIVES: Mapping[str, Objective] = {
+_N = ObjectiveName
+
+OBJECTIVES: Mapping[ObjectiveName, Objective] = {
     one.name: one
     for one in (
-        Objective("quality", "kl_mean", "minimize", "KL mean", ".5f"),
-        Objective("decode", "decode_1", "maximize", "decode tok/s", ",.0f", is_timed=True),
-        Objective("decode_8", "decode_8", "maximize", "8 streams tok/s", ",.0f", is_timed=True),
-        Objective("prefill", "prefill", "maximize", "prefill tok/s", ",.0f", is_timed=True),
-        Objective("memory", "resident_bytes", "minimize", "memory MB", ",.1f", 1e6, is_timed=True),
-        Objective("size", "size_bytes", "minimize", "size MB", ",.2f", 1e6),
+        Objective(_N.QUALITY, "kl_mean", "minimize", "KL mean", ".5f"),
+        Objective(_N.DECODE, "decode_1", "maximize", "decode tok/s", ",.0f", is_timed=True),
+        Objective(_N.DECODE_8, "decode_8", "maximize", "8 streams tok/s", ",.0f", is_timed=True),
+        Objective(_N.PREFILL, "prefill", "maximize", "prefill tok/s", ",.0f", is_timed=True),
+        Objective(_N.MEMORY, "resident_bytes", "minimize", "memory MB", ",.1f", 1e6, is_timed=True),
+        Objective(_N.SIZE, "size_bytes", "minimize", "size MB", ",.2f", 1e6),
     )
 }
 
 
-def chosen(names: Sequence[str]) -> tuple[Objective, ...]:
-    """The objectives of these names, which the config has checked."""
+def chosen(names: Sequence[ObjectiveName]) -> tuple[Objective, ...]:
+    """The objectives of these names."""
     return tuple(OBJECTIVES[name] for name in names)

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any
 
 from artifacts.protocol import PlannedVariant
+from server.search.chains import words
 from server.search.evaluation import Evaluator
 from server.search.records import COUNTED, Kind, Known, Record, Result
 from server.search.spaces import Drawn, Space
@@ -198,32 +199,20 @@ async def measure_known(
     chains: Mapping[str, Any],
     planned: Mapping[str, PlannedVariant],
     doing: Callable[[str], None],
-) -> list[Known]:
-    """Measure the hand-written variants, those left out whose figures the study holds already.
+) -> AsyncIterator[Known]:
+    """Measure the hand-written variants, but those whose figures the study holds already.
 
     Raises:
         ServerError: Something is wrong that is not a variant's.
         ArtifactError: The store cannot be used.
     """
-    found = []
     for name, variant in planned.items():
         result = study.known().get(variant.recipe)
         if result is None or result.kind is Kind.FAILED:
             doing(f"variant {name}")
             result = await evaluator.judge(name, chains[name], variant, time_all=True)
             study.keep_known(result)
-        found.append(Known(name, chains[name], result))
-    return found
-
-
-def words(chain: Any) -> str:
-    """A chain in one line."""
-    stages = []
-    for item in chain:
-        name, fields = next(iter(item.items())) if isinstance(item, Mapping) else (item, {})
-        told = [str(value) for value in (fields or {}).values()]
-        stages.append(f"{name} {' '.join(told)}".strip())
-    return ", ".join(stages) or "the original"
+        yield Known(name, chains[name], result)
 
 
 def _is_settled(record: Record) -> bool:

@@ -49,7 +49,7 @@ class Space:
         for name, chain in self.chains.items():
             params: Params = {} if len(self.chains) == 1 else {VARIANT_PARAM: name}
             score, _ = chain.match(wanted, params)
-            if score > 0 or not wanted:
+            if score > 0 or (not wanted and score == 0):  # nothing is wanted, and nothing is there
                 points.append(params)
         return points
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artifacts.layout import Layout
 from server.errors import ServerError
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ class StudyError(ServerError):
 def is_url(storage: str) -> bool:
     """Whether it is a database's address; anything else is a file's path."""
     return "://" in storage
+
+
+def journal_in(store: Path, name: str) -> str:
+    """Where a study's journal lies when a config names no place."""
+    return str(Layout(store).studies / f"{name}.log")
 
 
 def open_storage(storage: str) -> BaseStorage:
