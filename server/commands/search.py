@@ -139,8 +139,9 @@ def _report(prepared: Prepared, outcome: Outcome, out: Path, name: str) -> ExitC
     from rich.console import Console
 
     from server.search import report
-    from server.search.campaign import Ending
+    from server.search.chains import words
     from server.search.objectives import chosen
+    from server.search.search import Ending
 
     planned, verdict = prepared.planned, outcome.verdict
     objectives = chosen(planned.config.search.objectives)
@@ -157,6 +158,9 @@ def _report(prepared: Prepared, outcome: Outcome, out: Path, name: str) -> ExitC
         config = config.model_copy(update={"revision": revision})
     report.write(out, report.config_text(config, verdict, objectives))
     Console().print(report.table(verdict, objectives))
+    for one in verdict.contenders:
+        if not one.is_known:
+            typer.echo(f"{one.name}: {words(one.chain)}")
     for sentence in report.sentences(verdict, objectives):
         typer.echo(sentence)
     typer.echo(f"Serve them: inference-unlimited serve {out}   (all trials: {json_path})")

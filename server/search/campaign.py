@@ -198,7 +198,8 @@ class Campaign:
         if self._is_stopped:
             work.close()
             return None
-        running = self._running = asyncio.create_task(work)
+        running = asyncio.create_task(work)
+        self._running = running
         this = asyncio.current_task()
         try:
             return await running

@@ -80,7 +80,7 @@ class Display:
                 **figures,
                 reason=record.result.reason or None,
                 seconds=round(record.seconds, 1),
-                left=left or None,
+                left=left.removesuffix(" left") or None,
             )
 
     def event(self, event: BuildEvent | str) -> None:

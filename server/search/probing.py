@@ -66,5 +66,5 @@ def _settings(*, is_trial: bool) -> SpeedSettings:
 
     seconds, quiet_s = (1.0, 0.0) if is_trial else (2.0, 5.0)
     return SpeedSettings(
-        prompt_tokens=32, new_tokens=48, long_prompt_tokens=256, seconds=seconds, quiet_s=quiet_s
+        prompt_tokens=32, new_tokens=64, long_prompt_tokens=256, seconds=seconds, quiet_s=quiet_s
     )

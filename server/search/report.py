@@ -16,7 +16,6 @@ import yaml
 
 from server.config.fields import Config
 from server.errors import ServerError
-from server.search.chains import words
 from server.search.finals import Contender, Verdict
 from server.search.objectives import OBJECTIVES, Objective, ObjectiveName
 from server.search.records import Record
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 MARK = "# Written by `inference-unlimited search`"
 _INDENT = 2
+_QUIET_CORES = 0.1  # of others' work: more than this and a speed says little
 
 
 class OutError(ServerError):
@@ -120,7 +120,7 @@ def table(verdict: Verdict, objectives: Sequence[Objective]) -> Table:
     """The contenders side by side."""
     from rich.table import Table
 
-    drawn = Table("variant", *(one.title for one in objectives), "front", "chain")
+    drawn = Table("variant", *(one.title for one in objectives), "front")
     for one in verdict.contenders:
         place = "yes" if one.name in verdict.front else "no"
         if one.name in verdict.added:
@@ -129,48 +129,65 @@ def table(verdict: Verdict, objectives: Sequence[Objective]) -> Table:
             one.name,
             *(objective.show(one.measures) for objective in objectives),
             place if one.is_within else "over budget",
-            words(one.chain),
         )
     return drawn
 
 
 def sentences(verdict: Verdict, objectives: Sequence[Objective]) -> list[str]:
     """Whether the search was worth it, and how sure that is."""
+    over = ", ".join(one.name.value for one in objectives)
+    said = [_worth(verdict, over), *_how_sure(verdict)]
+    busiest = max((one.measures.get("others_cores", 0.0) for one in verdict.contenders), default=0)
+    if busiest > _QUIET_CORES:
+        said.append(
+            f"Other processes used up to {busiest:.1f} cores meanwhile: measure again on a quiet "
+            "machine before relying on any of the speeds."
+        )
+    return said
+
+
+def _worth(verdict: Verdict, over: str) -> str:
     known = [one for one in verdict.contenders if one.is_known and one.is_within]
     found = [one for one in verdict.contenders if not one.is_known]
-    over = ", ".join(one.name.value for one in objectives)
-    said = []
     if not found:
-        said.append("The search found nothing that keeps to the budget and is on the front.")
-    elif not known:
-        said.append(
-            f"There is no hand-written variant to compare with; {_many(len(verdict.front))} on "
-            f"the front over {over}: {', '.join(verdict.front)}."
+        return "The search found nothing that keeps to the budget and is on the front."
+    if not known:
+        return (
+            f"There is no hand-written variant to compare with. On the front over {over}: "
+            f"{', '.join(verdict.front)}."
         )
-    elif verdict.added:
-        said.append(
-            f"The search adds {', '.join(verdict.added)} to the Pareto front of the hand-written "
-            f"variants over {over}: each is better than every one of those in some respect by "
-            "more than the noise."
-        )
-    else:
-        said.append(
+    if not verdict.added:
+        return (
             f"The search adds nothing to the Pareto front of the hand-written variants over {over} "
             "that is beyond the noise."
         )
-    if found and verdict.is_measured_again:
-        shares = ", ".join(
-            f"{name} {share:.0%}"
-            for name, share in verdict.noise.items()
-            if OBJECTIVES[ObjectiveName(name)].is_timed
+    names = ", ".join(verdict.added)
+    if not verdict.is_measured_again:
+        return (
+            f"By the trials' own figures {names} would be new on the Pareto front over {over}; "
+            "that is not confirmed."
         )
-        said.append(f"Timed figures are medians of rounds taken in turns; noise: {shares}.")
-    elif found:
-        said.append(
-            "Timed figures are the trials' own, taken once and not in turns: small differences "
-            "mean nothing."
-        )
-    return said
+    return (
+        f"The search adds {names} to the Pareto front of the hand-written variants over {over}: "
+        "against each of those it is better in some respect by more than the noise."
+    )
+
+
+def _how_sure(verdict: Verdict) -> list[str]:
+    if not verdict.is_measured_again:
+        return [
+            "Timed figures were taken once and not in turns: small differences mean nothing. Start "
+            "again to have them measured in turns."
+        ]
+    noise = {
+        name: share
+        for name, share in verdict.noise.items()
+        if OBJECTIVES[ObjectiveName(name)].is_timed
+    }
+    if not noise:
+        return []
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in noise.items())
+    return [f"Timed figures are medians of rounds taken in turns; noise: {shares}."]
 
 
 def write(path: Path, text: str) -> None:
@@ -188,10 +205,6 @@ def write(path: Path, text: str) -> None:
             f"{path} cannot be written ({error.strerror}).",
             remedy="Start again with another --out: what was measured is kept.",
         ) from error
-
-
-def _many(count: int) -> str:
-    return f"{count} variant{'s are' if count != 1 else ' is'}"
 
 
 def _figures(one: Contender) -> str:
