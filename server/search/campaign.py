@@ -15,7 +15,6 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from artifacts.protocol import BuildEvent
-from artifacts.store import Store
 from server.optimizer import Optimizer
 from server.search import recipes
 from server.search.evaluation import Evaluator
@@ -178,6 +177,9 @@ class Campaign:
         async def timed(one: Contender, round_: int) -> Measures:
             return await self._evaluator.time(one.variant, one.chain, round_)
 
+        for index, one in enumerate(entries):  # another machine may have found it
+            self._watcher.phase("in turns", index, len(entries), f"building {one.name}")
+            await self._evaluator.bring(one.variant, one.chain)
         rounds = self._settings.rounds
         total = rounds * len(entries)
         return await measured_in_turns(
@@ -189,9 +191,8 @@ class Campaign:
 
     def _layers(self) -> int | None:
         """Of the original model, as far as a hand-written variant tells."""
-        store = Store(self._prepared.planned.store)
-        artifacts = [one.result.artifact for one in self._known if one.result.artifact]
-        return max((len(store.manifest(one).graph.layers) for one in artifacts), default=None)
+        counts = [one.result.measures.get("layers") for one in self._known]
+        return max((int(count) for count in counts if count), default=None)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, _Got]) -> _Got | None:
         """The result of a part; None when it was stopped."""

@@ -123,6 +123,8 @@ class Evaluator:
             manifest.size_bytes,
             self.budget(variant),
         )
+        layers = float(len(manifest.graph.layers))
+        result = replace(result, measures={**result.measures, "layers": layers})
         if result.kind is Kind.FAILED or (result.kind is Kind.OVER_BUDGET and not time_all):
             return result
         if speeds is not None:
@@ -133,6 +135,16 @@ class Evaluator:
         except (ServerError, ArtifactError) as error:
             return replace(result, kind=Kind.FAILED, reason=f"It could not be timed: {error}")
         return replace(result, measures={**result.measures, **measures})
+
+    async def bring(self, variant: str, chain: Sequence[Any]) -> None:
+        """Have a chain's artifact in this machine's store.
+
+        Raises:
+            OptimizerError: It cannot be built here.
+        """
+        planned = await self.plan(variant, chain)
+        if isinstance(planned, PlannedVariant) and planned.artifact is None:
+            await self._build(variant, planned)
 
     async def time(self, variant: str, chain: Sequence[Any], round_: int) -> Measures:
         """Time a chain that was built, in a round of measuring in turns."""

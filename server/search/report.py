@@ -175,10 +175,8 @@ def _worth(verdict: Verdict, over: str) -> str:
 
 def _how_sure(verdict: Verdict) -> list[str]:
     if not verdict.is_measured_again:
-        return [
-            "Timed figures were taken once and not in turns: small differences mean nothing. Start "
-            "again to have them measured in turns."
-        ]
+        said = "Timed figures were taken once and not in turns: small differences mean nothing."
+        return [f"{said} Start again to have them measured in turns."]
     noise = {
         name: share
         for name, share in verdict.noise.items()

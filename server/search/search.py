@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import structlog
+
 from artifacts.protocol import PlannedVariant
 from server.search.chains import words
 from server.search.evaluation import Evaluator
@@ -22,6 +24,8 @@ from server.search.records import COUNTED, Kind, Known, Record, Result
 from server.search.spaces import Drawn, Space
 from server.search.study import Study, Ticket, Turn
 from server.search.values import label_of
+
+_log = structlog.get_logger(__name__)
 
 _FREE_IN_A_ROW = 40  # draws that gave nothing new: there is nothing new, or hardly
 _DULL = 3  # of these, after which chance draws instead of the sampler
@@ -142,7 +146,9 @@ class Search:
         except BaseException:  # also when it is cancelled: somebody else may take it up
             self._study.give_back(ticket)
             raise
-        self._study.finish(ticket, result)
+        if not self._study.finish(ticket, result):
+            _log.warning("another process took the trial over", number=ticket.trial.number)
+            return Kind.ABANDONED
         if result.kind in COUNTED:
             self._own_s.append(self._clock() - begun_s)
             self.tell("", self._study.record(ticket.trial.number))

@@ -44,16 +44,15 @@ def open_storage(storage: str) -> BaseStorage:
     """
     try:
         import optuna
-        from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise StudyError(f"Searching needs Optuna ({error}).", remedy=_INSTALL) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storing(storage):
         if is_url(storage):
             return optuna.storages.RDBStorage(storage)
-        path = Path(storage).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        from server.search.journal import open_journal
+
+        return optuna.storages.JournalStorage(open_journal(Path(storage).expanduser()))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ measured.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -156,8 +157,7 @@ class Study:
             return Turn.WAIT
         with storing(self._storage):
             trial = self._study.ask()
-            trial.set_user_attr("owner", self._owner.as_json())
-            trial.set_user_attr("seen", self._clock())
+            trial.set_user_attr("owner", self._owner.as_json() | {"since": self._clock()})
             origin = str(trial.user_attrs.get("origin", ""))
         # Two processes may have begun at once: of too many, the later in the storage's order yield.
         before = sum(self._progress(before=trial.number))
@@ -177,30 +177,32 @@ class Study:
     def drew(self, ticket: Ticket, variant: str, value: Any) -> None:
         """Keep what a trial drew."""
         with storing(self._storage):
-            ticket.trial.set_user_attr("variant", variant)
-            ticket.trial.set_user_attr("value", value)
+            ticket.trial.set_user_attr("drawn", {"variant": variant, "value": value})
 
     def beat(self, ticket: Ticket) -> None:
         """Say that the trial is still worked at."""
-        with storing(self._storage):
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with storing(self._storage), contextlib.suppress(UpdateFinishedTrialError):
             ticket.trial.set_user_attr("seen", self._clock())
 
-    def finish(self, ticket: Ticket, result: Result) -> None:
-        """End a trial."""
+    def finish(self, ticket: Ticket, result: Result) -> bool:
+        """End a trial; False when it was taken over meanwhile, since nothing was heard of it."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
         violations = dict(result.violations)
         if result.kind in {Kind.FAILED, Kind.REFUSED}:
             violations |= _NO_CHAIN
         with storing(self._storage):
-            for name, share in violations.items():
-                ticket.trial.set_constraint(name, share)
-            ticket.trial.set_user_attr("seconds", self._clock() - ticket.begun_s)
-            # The last thing that is kept: with it a trial can be ended, whoever does so.
-            ticket.trial.set_user_attr("result", result.as_json())
-        if not self._end(ticket.trial.number, result):
-            raise StudyError(
-                f"Trial {ticket.trial.number} was taken over by another process.",
-                remedy="Did this one sleep for minutes? Start again; nothing is lost.",
-            )
+            try:
+                for name, share in violations.items():
+                    ticket.trial.set_constraint(name, share)
+                # The last thing that is kept: with it anybody can end the trial.
+                seconds = self._clock() - ticket.begun_s
+                ticket.trial.set_user_attr("result", result.as_json() | {"seconds": seconds})
+            except UpdateFinishedTrialError:
+                return False
+        return self._end(ticket.trial.number, result)
 
     def give_back(self, ticket: Ticket) -> None:
         """Leave a trial to whoever comes next."""
@@ -212,13 +214,11 @@ class Study:
         for trial in self._trials():
             if trial.state.name != "RUNNING":
                 continue
-            owner = Owner.from_json(trial.user_attrs.get("owner"))
-            begun_s = 0.0 if trial.datetime_start is None else trial.datetime_start.timestamp()
-            silent_s = now_s - float(trial.user_attrs.get("seen", begun_s))
-            if not is_gone(owner, silent_s, self._owner):
+            owner, since_s = _owner(trial)
+            if not is_gone(owner, now_s - since_s, self._owner):
                 continue
-            if (content := trial.user_attrs.get("result")) is not None:
-                self._end(trial.number, Result.from_json(content))
+            if "result" in trial.user_attrs:
+                self._end(trial.number, _record(trial).result)
             else:
                 self._put_back(trial.number, is_lost=True)
 
@@ -272,16 +272,25 @@ class Study:
             return self._study.get_trials(deepcopy=False)
 
 
+def _owner(trial: optuna.trial.FrozenTrial) -> tuple[Owner | None, float]:
+    """Who works at a trial, and when that was last heard of."""
+    started = trial.datetime_start
+    content = dict(trial.user_attrs.get("owner", {}))
+    since_s = content.pop("since", 0.0 if started is None else started.timestamp())
+    return Owner.from_json(content), max(since_s, trial.user_attrs.get("seen", 0.0))
+
+
 def _record(trial: optuna.trial.FrozenTrial) -> Record:
     attributes = trial.user_attrs
-    content = None if trial.state.name == "FAIL" else attributes.get("result")
-    owner = Owner.from_json(attributes.get("owner"))
+    content = dict(attributes.get("result", {}))
+    seconds = content.pop("seconds", 0.0)
+    is_settled = content and trial.state.name != "FAIL"
+    owner, _ = _owner(trial)
     return Record(
         number=trial.number,
-        result=Result(Kind.ABANDONED) if content is None else Result.from_json(content),
-        variant=str(attributes.get("variant", "")),
-        value=attributes.get("value"),
+        result=Result.from_json(content) if is_settled else Result(Kind.ABANDONED),
+        **attributes.get("drawn", {}),
         origin=str(attributes.get("origin", "")),
-        seconds=float(attributes.get("seconds", 0.0)),
+        seconds=seconds,
         host="" if owner is None else owner.host,
     )
