@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from benchmarks.order import order
+from server.comparison.order import order
 from benchmarks.prompts import Prompts
 from benchmarks.shapes import SHAPES, make_model
 
