@@ -29,34 +29,18 @@ class Chain:
 
 
 def parse_variant(name: str, value: Any) -> Chain:
-    """Read one variant: a list of stages, or a mapping with ``chain``."""
+    """Read a variant's list of stages."""
     path = f"variants.{name}"
-    errors: list[FieldError] = []
-    if isinstance(value, dict):
-        errors += [
-            FieldError(
-                path=f"{path}.{key}",
-                message=f"A variant has no field {key!r}.",
-                remedy="Fields of a variant: chain.",
-                nearest=nearest(str(key), ["chain"]),
-            )
-            for key in value
-            if key != "chain"
-        ]
-        value = value.get("chain", [])
     if value is None:
         value = []
     if not isinstance(value, (list, tuple)):
-        errors.append(
-            FieldError(
-                path=path,
-                message=f"A variant is a list of stages, not {type(value).__name__}.",
-                remedy="Write [] for the unchanged model, or [{stage: {field: value}}].",
-            )
+        error = FieldError(
+            path=path,
+            message=f"A variant is a list of stages, not {type(value).__name__}.",
+            remedy="Write [] for the unchanged model, or [{stage: {field: value}}].",
         )
-        return Chain((), tuple(errors))
-    chain = parse_chain(f"{path}.chain", value)
-    return Chain(chain.stages, (*errors, *chain.errors))
+        return Chain((), (error,))
+    return parse_chain(f"{path}.chain", value)
 
 
 def parse_chain(path: str, items: Sequence[Any]) -> Chain:

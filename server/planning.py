@@ -78,7 +78,7 @@ async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) ->
             revision=config.revision,
             calibration=_texts(config.calibration),
             evaluation=_texts(config.evaluation),
-            variants=config.variants,
+            variants={name: variant.chain for name, variant in config.variants.items()},
             store=config.store,
             offline=config.offline,
         )
@@ -95,13 +95,18 @@ async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[A
         return []
     request = PlanRequest(
         model="demo",  # its own is judged when all else is right: it may be large, or far away
-        variants={str(name): chain for name, chain in variants.items()},
+        variants={str(name): _chain(variant) for name, variant in variants.items()},
         offline=content.get("offline") is True,  # substitutes of the hub are looked up all the same
     )
     with contextlib.suppress(OptimizerError):  # what the config itself says wrong is shown anyway
         response = await optimizer.plan(request)
         return [error for error in response.errors if error.path.startswith("variants")]
     return []
+
+
+def _chain(variant: Any) -> Any:
+    """The chain of a variant as it was read: the rest of a mapping is the server's to judge."""
+    return variant.get("chain") if isinstance(variant, dict) else variant
 
 
 def _texts(file: TextFile | None) -> Texts | None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, StringConstraints
+
+from server.budget import OnBreach, When
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
@@ -32,6 +34,68 @@ class TextFile(Section):
         description="A `.jsonl` file with a `text` field per line, or a `.txt` file; a relative "
         "path is relative to the config file.",
     )
+
+
+class BudgetSection(Section):
+    """What a variant may lose against the original model."""
+
+    kl_mean: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Mean of KL(original || variant) in nats, at most. Unset, as for every limit: "
+        "not judged.",
+    )
+    kl_p99: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Its 99th percentile over positions, at most.",
+    )
+    top1_agreement: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of positions at which the likeliest token is the original's, at least.",
+    )
+    perplexity_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        le=1_000_000,
+        description="Perplexity over the original's, at most; needs `evaluation.text`.",
+    )
+    size_bytes: ByteSize | None = Field(
+        default=None,
+        ge=1024,
+        le=1 << 50,
+        description="All files of the artifact together, at most.",
+    )
+    on_breach: OnBreach = Field(
+        default=OnBreach.REFUSE,
+        description="`refuse` fails the variant, `rollback` serves the longest part of its chain "
+        "that keeps to the limits (`restructure` or `prune` counts as one with its `recover`), "
+        "`warn` serves it all the same and says so.",
+    )
+    when: When = Field(
+        default=When.BEFORE_SERVING,
+        description="`after_serving` serves at once, marked unverified, and measures in the "
+        "background when all variants are up; a breach then withdraws the variant.",
+    )
+
+
+class VariantSection(Section):
+    """One variant."""
+
+    chain: Any = Field(default=(), description="A list of stages; `[]` is the original model.")
+    budget: BudgetSection | None = Field(
+        default=None,
+        description="Overrides fields of `budget` for this variant; `null` lifts a limit.",
+    )
+
+
+def _variant(value: Any) -> Any:
+    """A variant that is no mapping is its chain."""
+    return value if isinstance(value, (dict, VariantSection)) else {"chain": value}
 
 
 class EngineSection(Section):
@@ -201,11 +265,17 @@ class Config(Section):
         description="Texts that quality is measured on, disjoint from `calibration`. Unset: text "
         "sampled from the original model.",
     )
-    variants: dict[VariantName, Any] = Field(
+    budget: BudgetSection = Field(
+        default=BudgetSection(),
+        description="What every variant may lose against the original model, judged once on the "
+        "finished artifact.",
+    )
+    variants: dict[VariantName, Annotated[VariantSection, BeforeValidator(_variant)]] = Field(
         min_length=1,
         max_length=64,
         description="Name of each variant and its chain: a list of stages (`[]` is the original "
-        "model), or a mapping with `chain`. The first is the default.",
+        "model), or a mapping with `chain` and `budget`, whose fields override those of `budget` "
+        "for this variant (`null` lifts a limit). The first is the default.",
     )
     traffic: dict[VariantName, Weight] = Field(
         default_factory=dict,

@@ -9,6 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ByteSize
@@ -103,6 +104,8 @@ def _words(annotation: Any) -> str:
         return " or ".join(_words(kind) for kind in kinds)
     if origin is dict:
         return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return " or ".join(f"`{choice}`" for choice in annotation)
     names = {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}
     return "bytes, such as `2GiB`" if annotation is ByteSize else names[annotation]
 

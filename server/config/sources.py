@@ -8,6 +8,7 @@ with ``__`` between its parts; their values are read as YAML.
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from artifacts.protocol import FieldError
+from server.config.budgets import problems
 from server.config.errors import ConfigError, nearest
 from server.config.fields import NAME_PATTERN, Config, ServerSection
 
@@ -153,10 +155,12 @@ def _from_environment(
 
 
 def _overlay(target: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1]):
         below = target.get(key)
         if not isinstance(below, dict):
-            below = target[key] = {}
+            # A variant that is no mapping is its chain, which another field of it leaves alone.
+            is_chain = depth == 1 and keys[0] == "variants" and below is not None
+            below = target[key] = {"chain": below} if is_chain else {}
         target = below
     target[keys[-1]] = value
 
@@ -177,13 +181,20 @@ def _default(key: str) -> Any:
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     """The keys of the section that holds ``location``."""
-    fields = Config.model_fields
+    section: type[BaseModel] = Config
     for part in location[:-1]:
-        annotation = fields[str(part)].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        fields = sections[0].model_fields
-    return list(fields)
+        # The part of a mapping's path that is a name chosen by the user is no field.
+        if (field := section.model_fields.get(str(part))) is not None:
+            section = next(_sections(field.annotation))
+    return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation allows, alone, beside other types or in a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _sections(part)
 
 
 def _field_error(error: Any, origins: Mapping[tuple[str, ...], str]) -> FieldError:
@@ -220,6 +231,7 @@ def _short(value: Any) -> str:
 
 def _across_fields(content: Mapping[str, Any]) -> Iterator[FieldError]:
     """What no single field can know; looks only at values of the right type."""
+    yield from problems(content)
     variants, traffic = content.get("variants"), content.get("traffic")
     if isinstance(variants, dict) and isinstance(traffic, dict):
         names = [str(name) for name in variants]

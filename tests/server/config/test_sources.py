@@ -62,7 +62,7 @@ def test_environment_values_are_yaml(tmp_path: Path) -> None:
         },
     )
     assert list(config.variants) == ["baseline", "int8", "int4"]
-    assert config.variants["int4"] == [{"quantize": {"bits": 4}}]
+    assert config.variants["int4"].chain == [{"quantize": {"bits": 4}}]
     assert config.engine.max_length is None
     assert config.engine.kv_bytes == 2 << 30
 
