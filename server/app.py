@@ -20,11 +20,13 @@ from pathlib import Path
 import grpc
 import structlog
 
+from artifacts.host_figures import HostFigures, read_figures
 from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.runtime import Threads, share_threads
 from artifacts.store import Store
 from server import machine
 from server.catalog import VariantState, VariantView
+from server.comparison.machine import this_machine
 from server.core import Core
 from server.engine.engine import Engine
 from server.exit_codes import ExitCode
@@ -120,6 +122,7 @@ class App:
             record=self._telemetry,
             step_tokens=config.engine.step_tokens,
             clock=clock,
+            figures=self._figures,
         )
         self._health = HealthService()
         self._nothing_left = asyncio.Event()
@@ -277,6 +280,8 @@ class App:
     def _changed(self, view: VariantView) -> None:
         if view.state is VariantState.READY:
             self._telemetry.took("ready", self._clock() - self._started_s, view.name)
+            if view.figures is not None:
+                self._telemetry.measured(view.name, view.figures)
             limits = view.limits
             _log.info(
                 "variant ready",
@@ -289,6 +294,11 @@ class App:
             if self._variants.settled and not self._variants.any_ready:
                 self._nothing_left.set()
         self._refresh_health()
+
+    def _figures(self, artifact: str) -> HostFigures | None:
+        """What was measured of an artifact on this machine, with as many threads."""
+        host = this_machine().host(self._cores)
+        return read_figures(Store(self._planned.store).layout, artifact, host)
 
     def _lost(self, name: str, reason: str) -> None:
         """The engine serves a variant no longer; called on its thread."""

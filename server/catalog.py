@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from artifacts.host_figures import HostFigures
 from artifacts.manifest import Manifest
 from artifacts.tokenizer import Tokenizer
 
@@ -74,6 +75,7 @@ class VariantView:
         progress: How far its build is.
         error: Why it failed: one message for the user, with the remedy.
         weight: Its share of the traffic, 0 when ``traffic`` does not name it.
+        figures: What was measured of the artifact on this machine.
     """
 
     name: str
@@ -87,6 +89,7 @@ class VariantView:
     progress: BuildProgress | None = None
     error: str | None = None
     weight: float = 0.0
+    figures: HostFigures | None = None
 
 
 class Catalog(Protocol):

@@ -17,6 +17,7 @@ import structlog
 from artifacts import texts
 from artifacts.digest import sha256_file
 from artifacts.errors import ArtifactError, CorruptArtifactError, StoreError, TextError
+from artifacts.host_figures import HostFigures
 from artifacts.manifest import Manifest
 from artifacts.protocol import (
     BuildEvent,
@@ -68,6 +69,7 @@ class Lifecycle:
         record: Is told of durations.
         step_tokens: Token budget of one step.
         clock: Monotonic seconds.
+        figures: Looks up what was measured of an artifact on this machine.
     """
 
     variants: Variants
@@ -80,6 +82,7 @@ class Lifecycle:
     record: StartupRecord
     step_tokens: int
     clock: Callable[[], float] = time.monotonic
+    figures: Callable[[str], HostFigures | None] = lambda _: None
 
     async def run(self) -> None:
         """Bring every variant to READY or FAILED."""
@@ -164,7 +167,8 @@ class Lifecycle:
     async def _open(self, name: str, artifact: str) -> StoredArtifact:
         self.variants.change(name, state=VariantState.LOADING, progress=None)
         stored = await asyncio.to_thread(self.store.open, artifact)
-        self.variants.change(name, artifact=artifact, manifest=stored.manifest)
+        figures = await asyncio.to_thread(self.figures, artifact)
+        self.variants.change(name, artifact=artifact, manifest=stored.manifest, figures=figures)
         return stored
 
     async def _serve(self, name: str, artifact: str, stored: StoredArtifact) -> None:

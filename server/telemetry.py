@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from artifacts.host_figures import HostFigures
 from artifacts.manifest import Manifest, canonical_json
 from server.engine.messages import EngineObserver, StepKind, VariantLoad
 from server.errors import Status
@@ -100,6 +101,11 @@ class _Families:
             "Quality against the original model, measured when the artifact was built.",
             "measure",
         )
+        self.speed = gauge(
+            "inference_variant_speed",
+            "Speed and memory as `inference-unlimited compare` measured them on this machine.",
+            "measure",
+        )
         self.startup = gauge(
             "inference_startup_seconds", "How long each phase of starting took.", "phase"
         )
@@ -163,6 +169,16 @@ class Telemetry(RequestObserver, EngineObserver):
             for measure, value in figures.items():
                 if value is not None:
                     self._families.quality.labels(*labels, measure).set(value)
+
+    def measured(self, variant: str, figures: HostFigures) -> None:
+        """Show what was measured on this machine: speeds, and the intervals of quality."""
+        labels = (self._model, variant)
+        for measure, figure in figures.speeds.items():
+            self._families.speed.labels(*labels, measure).set(figure.value)
+        for measure, figure in figures.quality.items():
+            for end, value in (("low", figure.low), ("high", figure.high)):
+                if value is not None:
+                    self._families.quality.labels(*labels, f"{measure}_{end}").set(value)
 
     def took(self, phase: str, seconds: float, variant: str = "") -> None:
         """A phase of starting is over."""

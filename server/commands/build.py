@@ -14,7 +14,6 @@ from server.exit_codes import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from artifacts.manifest import Manifest
     from server.config.fields import Config
     from server.variants import Variants
 
@@ -45,13 +44,10 @@ def build(
 async def _build(source: str, read: Callable[[], Config], *, verify: bool) -> Variants:
     import asyncio
 
-    from artifacts.store import Store
-    from server import logs, machine
-    from server.lifecycle import Lifecycle
+    from server import logs
+    from server.building import build_variants
     from server.optimizer import ChildOptimizer
     from server.planning import plan
-    from server.progress import ProgressBars
-    from server.variants import Variants
 
     logs.configure("info", "auto")  # until the config says otherwise
     optimizer = ChildOptimizer()
@@ -60,32 +56,7 @@ async def _build(source: str, read: Callable[[], Config], *, verify: bool) -> Va
     logs.configure(config.log.level, config.log.format)
     if verify:
         planned = await asyncio.to_thread(verified, planned)
-    variants = Variants(tuple(config.variants), config.traffic)
-    threads = machine.usable_cores()
-    with ProgressBars() as bars:
-        variants.watch(bars.show)
-        await Lifecycle(
-            variants=variants,
-            planned=planned.response.variants,
-            request=lambda name, spec: planned.build_request(name, spec, threads=threads),
-            optimizer=optimizer,
-            store=Store(planned.store),
-            load=None,
-            post=lambda _: None,
-            record=_Unrecorded(),
-            step_tokens=config.engine.step_tokens,
-        ).run()
-    return variants
-
-
-class _Unrecorded:
-    """Nobody scrapes a build."""
-
-    def took(self, phase: str, seconds: float, variant: str = "") -> None:
-        """See ``StartupRecord``."""
-
-    def describe(self, variant: str, artifact: str, manifest: Manifest) -> None:
-        """See ``StartupRecord``."""
+    return await build_variants(planned, optimizer)
 
 
 def _show(variants: Variants) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
+from artifacts.host_figures import Figure, HostFigures
 from artifacts.manifest import Manifest, Quality, StageRecord
 from protos import inference_pb2 as pb
 from server.catalog import VariantState, VariantView
@@ -43,7 +45,24 @@ def variant_message(view: VariantView, *, is_default: bool) -> pb.Variant:
         message.progress.message = progress.message
     if view.manifest is not None:
         _fill_manifest(message, view.manifest)
+    if view.figures is not None:
+        message.host_figures.CopyFrom(_host_figures(view.figures))
     return message
+
+
+def _host_figures(figures: HostFigures) -> pb.HostFigures:
+    return pb.HostFigures(
+        **figures.host.model_dump(),
+        measured=figures.measured,
+        rounds=figures.rounds,
+        disturbed_rounds=figures.disturbed_rounds,
+        speeds=_figures(figures.speeds),
+        quality=_figures(figures.quality),
+    )
+
+
+def _figures(figures: Mapping[str, Figure]) -> dict[str, pb.Figure]:
+    return {measure: pb.Figure(**figure.model_dump()) for measure, figure in figures.items()}
 
 
 def _fill_manifest(message: pb.Variant, manifest: Manifest) -> None:
