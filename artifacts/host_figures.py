@@ -1,8 +1,8 @@
 """What was measured of an artifact on one machine: speeds, and intervals of its quality.
 
-Owns the value and where it lies: ``hosts/<machine>/<artifact>/speed.json``, apart from the manifest,
-since another machine has other figures. Optional and rebuildable: whatever cannot be read is as if
-it were not there. Knows nothing of how figures are taken.
+Owns the value and where it lies: ``hosts/<machine>/<artifact>/speed.json``, apart from the
+manifest, since another machine has other figures. Optional and rebuildable: whatever cannot be
+read is as if it were not there. Knows nothing of how figures are taken.
 """
 
 from __future__ import annotations

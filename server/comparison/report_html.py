@@ -153,9 +153,9 @@ _METHOD = """\
 One server per variant, the others absent, asked over gRPC as users ask it. Variants take turns in \
 every round, in an order that changes, so that a machine that drifts treats them alike; each ratio \
 is of two figures from one round.
-Decoding is tokens per second while all streams run, prompts left out; prefill is the tokens of one \
-long prompt over the time to its first token. Engine time per token is what a variant costs by \
-itself with eight streams.
+Decoding is tokens per second while all streams run, prompts left out; prefill is the tokens of \
+one long prompt over the time to its first token. Engine time per token is what a variant costs \
+by itself with eight streams.
 Intervals of speeds: Student's t over the logarithms of the rounds' ratios. Intervals of quality: \
 bootstrap over documents, each variant paired with the baseline. An advantage or a disadvantage is \
 told where its interval excludes no difference, also after Holm's correction over all comparisons \
