@@ -46,10 +46,6 @@ def _median_first(speed: Speed) -> float:
     return statistics.median(speed.first_token_s)
 
 
-def _median_gap(speed: Speed) -> float:
-    return statistics.median(speed.inter_token_s)
-
-
 DECODE_1 = SpeedMeasure(
     "decode_1_tokens_per_second",
     "Decoding, 1 stream",
@@ -82,14 +78,6 @@ FIRST_TOKEN = SpeedMeasure(
     "less",
     _median_first,
 )
-INTER_TOKEN = SpeedMeasure(
-    "inter_token_seconds",
-    "Time between tokens",
-    "time between tokens",
-    "s",
-    "less",
-    _median_gap,
-)
 ENGINE = SpeedMeasure(
     "engine_seconds_per_token",
     "Engine time per token",
@@ -106,18 +94,10 @@ RESIDENT = SpeedMeasure(
     "less",
     lambda speed: speed.resident_bytes,
 )
-PEAK = SpeedMeasure(
-    "peak_bytes",
-    "Peak memory",
-    "peak memory",
-    "bytes",
-    "less",
-    lambda speed: speed.peak_bytes,
-)
 LOAD = SpeedMeasure(
     "load_seconds", "Load time", "load time", "s", "less", lambda speed: speed.load_s
 )
-SPEEDS = (DECODE_1, DECODE_8, PREFILL, FIRST_TOKEN, INTER_TOKEN, ENGINE, RESIDENT, PEAK, LOAD)
+SPEEDS = (DECODE_1, DECODE_8, PREFILL, FIRST_TOKEN, ENGINE, RESIDENT, LOAD)
 """Every measure of a round, in the order of reports."""
 
 KL = Measure("kl_mean", "KL", "KL divergence from the original", "nats", "less")

@@ -95,7 +95,8 @@ class _Page:
         yield from self._plot(
             plots.effects(variants),
             "Each measure beside the baseline's, paired by round (perplexity: by document), with "
-            "intervals of 95 %. An interval that crosses the line at 1x shows no difference.",
+            "intervals of 95 %. More is better where the arrow points up, less where it points "
+            "down. An interval that crosses the line at 1x shows no difference.",
         )
 
     def _variant(self, variant: VariantFigures) -> Iterator[str]:

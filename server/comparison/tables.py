@@ -16,7 +16,6 @@ from server.comparison.measures import (
     ENGINE,
     KL,
     LOAD,
-    PEAK,
     PERPLEXITY,
     PREFILL,
     RESIDENT,
@@ -119,7 +118,7 @@ def _has(variant: VariantFigures, p: float) -> bool:
 
 
 def _size(report: Report) -> Table:
-    measures = (RESIDENT, PEAK, LOAD)
+    measures = (RESIDENT, LOAD)
     rows = tuple(
         (name, size(variant.manifest.size_bytes), *cells, duration(variant.build_s))
         for variant, (name, *cells) in zip(report.variants, _rows(report, measures), strict=True)
@@ -180,7 +179,7 @@ def _cell(variant: VariantFigures, measure: SpeedMeasure) -> str:
     if estimate.low is not None and estimate.high is not None:
         low, high = (written(end, measure.unit) for end in (estimate.low, estimate.high))
         shown += f" [{_number(low)}, {_number(high)}]"
-    is_disturbed = variant.disturbed and measure not in (RESIDENT, PEAK)
+    is_disturbed = variant.disturbed and measure is not RESIDENT
     return shown + (" *" if is_disturbed else "")
 
 
