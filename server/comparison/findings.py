@@ -81,7 +81,8 @@ def interval(estimate: Estimate, unit: Unit | None = None) -> str:
         return ""
     if unit is None:
         return f" [{_plain(estimate.low)}, {_plain(estimate.high)}]"
-    return f" [{written(estimate.low, unit)}, {written(estimate.high, unit)}]"
+    low, high = written(estimate.low, unit), written(estimate.high, unit)
+    return f" [{low.removesuffix(f' {unit}')}, {high.removesuffix(f' {unit}')}]"
 
 
 def _plain(value: float) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 RESAMPLES = 9_999
-_FEWEST_DOCUMENTS = 4  # resamples of fewer have hardly any different means
+_FEWEST_DOCUMENTS = 8  # of fewer, resamples are too much alike
 _FEWEST_ROUNDS = 3
 _TAIL_SAMPLES = 20  # a percentile p rests on 20 / (1 - p) samples, so that 20 lie beyond it
 

@@ -73,7 +73,7 @@ def test_a_difference_that_is_none_has_a_large_p_value() -> None:
 @pytest.mark.parametrize(("value", "p"), [(0.0, 1.0), (0.25, 1e-4)])
 def test_documents_that_are_all_alike_need_no_resamples(value: float, p: float) -> None:
     """An identical variant differs by exactly nothing."""
-    assert mean_over_documents([value] * 6, [10.0] * 6) == Estimate(value, value, value, p)
+    assert mean_over_documents([value] * 8, [10.0] * 8) == Estimate(value, value, value, p)
 
 
 def test_too_few_documents_or_rounds_have_no_interval() -> None:
