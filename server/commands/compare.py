@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -53,6 +54,8 @@ def compare(
     """
     import asyncio
 
+    # Servers are other programs: gRPC need not get ready for its own life in one.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     _require_libraries()
     _make_folder(out)
     names = None if variants is None else [name.strip() for name in variants.split(",")]
@@ -76,7 +79,7 @@ async def _compare(
 ) -> tuple[Report, Config]:
     from server import logs
     from server.building import build_variants
-    from server.comparison.comparison import QUICK_ROUNDS, ROUNDS, Comparison
+    from server.comparison.comparison import QUICK_ROUNDS, ROUNDS, ComparisonRun
     from server.comparison.selection import budgets, select
     from server.optimizer import ChildOptimizer
     from server.planning import plan
@@ -97,7 +100,7 @@ async def _compare(
     )
     logs.configure(config.log.level, config.log.format)
     built = await build_variants(planned, optimizer)
-    comparison = Comparison(
+    comparison = ComparisonRun(
         config=config,
         views=built.views,
         breaches=_breaches(built.views, limits),

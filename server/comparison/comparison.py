@@ -40,7 +40,7 @@ class NothingMeasuredError(ServerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ComparisonRun:
     """What is compared, and how.
 
     Attributes:
@@ -66,7 +66,7 @@ class Comparison:
         Raises:
             NothingMeasuredError: Nothing was built, or nothing was measured.
         """
-        began = datetime.now(UTC).isoformat(timespec="seconds")
+        began = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         built = baseline_first([view for view in self.views if view.manifest is not None])
         failed = {view.name: view.error or "" for view in self.views if view.manifest is None}
         if not built:

@@ -162,9 +162,7 @@ def _plain(subject: Subject) -> VariantFigures:
         manifest=subject.manifest,
         rounds=rounds,
         speeds={
-            measure.key: statistics.ratio_over_rounds(
-                [measure.of(speed) for speed in rounds], [1.0] * len(rounds)
-            )
+            measure.key: statistics.typical([measure.of(speed) for speed in rounds])
             for measure in SPEEDS
             if rounds
         },

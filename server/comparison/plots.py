@@ -27,7 +27,9 @@ from server.comparison.plot_style import (
 from server.comparison.waterfall import Step, steps
 
 _LEAST_MARK, _LARGEST_MARK = 12.0, 46.0  # diameters in pixels
+_PLACES = ("top center", "bottom center", "middle right", "middle left")  # of names, in turn
 _FLOOR_KL = 1e-5  # nats; what is below is drawn here, on an axis that has no 0
+_FORMS = {"torch": "#9fc5e8", "onnx": SERIES[0]}
 _RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -38,6 +40,7 @@ def pareto(variants: Sequence[VariantFigures]) -> Any | None:
     drawn = [v for v in variants if v.rounds and KL.key in v.quality]
     if not drawn:
         return None
+    drawn.sort(key=lambda variant: variant.manifest.size_bytes, reverse=True)  # small ones on top
     figure = make_subplots(
         rows=1,
         cols=2,
@@ -48,13 +51,16 @@ def pareto(variants: Sequence[VariantFigures]) -> Any | None:
     colour = colours([variant.name for variant in variants])
     largest = max(variant.manifest.size_bytes for variant in drawn)
     for column, measure in enumerate((DECODE_1, DECODE_8), start=1):
-        traces = [_front_line(front(drawn, measure), measure)]
-        for variant in drawn:
+        figure.add_trace(_front_line(front(drawn, measure), measure), row=1, col=column)
+        for place, variant in enumerate(drawn):
             share = (variant.manifest.size_bytes / largest) ** 0.5
-            diameter = max(_LARGEST_MARK * share, _LEAST_MARK)
-            traces.append(_mark(variant, measure, colour[variant.name], diameter))
-        for trace in traces:
-            figure.add_trace(trace, row=1, col=column)
+            mark = _mark(variant, measure)
+            mark.update(
+                textposition=_PLACES[place % len(_PLACES)],
+                marker_color=colour[variant.name],
+                marker_size=max(_LARGEST_MARK * share, _LEAST_MARK),
+            )
+            figure.add_trace(mark, row=1, col=column)
         fastest = max(variant.speeds[measure.key].value for variant in drawn)
         figure.update_xaxes(range=[0, fastest * 1.3], col=column)
     least = min(math.log10(_kl(variant)) for variant in drawn)
@@ -90,7 +96,7 @@ def _front_line(variants: Sequence[VariantFigures], measure: SpeedMeasure) -> An
     )
 
 
-def _mark(variant: VariantFigures, measure: SpeedMeasure, colour: str, diameter: float) -> Any:
+def _mark(variant: VariantFigures, measure: SpeedMeasure) -> Any:
     from plotly import graph_objects as go
 
     name = html.escape(variant.name)
@@ -103,13 +109,7 @@ def _mark(variant: VariantFigures, measure: SpeedMeasure, colour: str, diameter:
         error_y=error_bars([kl]) if kl.value > _FLOOR_KL else None,
         mode="markers+text",
         text=[f"<b>{name}</b>"],
-        textposition="top center",
-        marker={
-            "size": diameter,
-            "color": colour,
-            "opacity": 0.8,
-            "line": {"color": "white", "width": 1.5},
-        },
+        marker={"opacity": 0.8, "line": {"color": "white", "width": 1.5}},
         name=name,
         hovertemplate=f"<b>{name}</b><br>{told}<br>{size(variant.manifest.size_bytes)}"
         "<extra></extra>",
@@ -222,7 +222,7 @@ def _sizes(found: Sequence[Step]) -> Any:
         y=megabytes,
         text=[f"{value:.1f}" for value in megabytes],
         textposition="outside",
-        marker={"color": SERIES[0]},
+        marker={"color": [_FORMS[step.form] for step in found]},
         cliponaxis=False,
     )
 

@@ -122,7 +122,8 @@ class _Page:
                 yield from _list("Too few samples to tell", "same", found.unknown)
         yield from self._plot(
             plots.waterfall(variant),
-            f"Stages of {variant.name}: what each one cost in quality, and the size after it.",
+            f"Stages of {variant.name}: what each one cost in quality, and the size after it. Pale "
+            "bars are of the torch form, which has another number format than the artifact.",
         )
         yield from _table(stages(variant))
         yield "</section>"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,11 @@ def mean_over_documents(values: Sequence[float], weights: Sequence[float]) -> Es
 def share_over_prompts(values: Sequence[float]) -> Estimate:
     """A mean of one figure per prompt, each of the same weight."""
     return mean_over_documents(values, [1.0] * len(values))
+
+
+def typical(values: Sequence[float]) -> Estimate:
+    """The geometric mean of one figure per round, with its interval; not tested."""
+    return replace(ratio_over_rounds(values, [1.0] * len(values)), p=None)
 
 
 def ratio_over_rounds(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:

@@ -9,6 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from artifacts.host_figures import HostFigures
 from artifacts.manifest import Manifest
 from server.engine.messages import StepKind, Timings, VariantLoad
 from server.errors import Status
@@ -34,6 +35,7 @@ FAMILIES = {
     "inference_variant_info": "gauge",
     "inference_variant_size_bytes": "gauge",
     "inference_variant_quality": "gauge",
+    "inference_variant_speed": "gauge",
     "inference_startup_seconds": "gauge",
 }
 
@@ -55,9 +57,12 @@ def test_buckets_show_a_gain_of_a_fifth() -> None:
     assert all(1 < after / before <= 1.35 for before, after in pairwise(BUCKETS_S))
 
 
-def test_families_are_the_documented_ones(telemetry: Telemetry, manifest: Manifest) -> None:
+def test_families_are_the_documented_ones(
+    telemetry: Telemetry, manifest: Manifest, host_figures: HostFigures
+) -> None:
     """Names and types are an interface: dashboards depend on them."""
     telemetry.describe("int8", "digest", manifest)
+    telemetry.measured("int8", host_figures)
     telemetry.took("load", 1.0, "int8")
     page = openmetrics(telemetry.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
@@ -66,6 +71,20 @@ def test_families_are_the_documented_ones(telemetry: Telemetry, manifest: Manife
         assert family.documentation.endswith(".")
         for sample in family.samples:
             assert {"model", "variant"} <= set(sample.labels)
+
+
+def test_figures_of_this_machine_are_gauges(
+    telemetry: Telemetry, manifest: Manifest, host_figures: HostFigures
+) -> None:
+    """Speeds by measure; the ends of quality's intervals beside its values."""
+    telemetry.describe("int8", "digest", manifest)
+    telemetry.measured("int8", host_figures)
+    speed, quality = "inference_variant_speed", "inference_variant_quality"
+    assert value(telemetry, speed, measure="decode_1_tokens_per_second") == 96.5
+    assert value(telemetry, speed, measure="inter_token_p50_seconds") == 0.01
+    assert value(telemetry, quality, measure="kl_mean") == manifest.quality.kl_mean  # type: ignore[union-attr]
+    assert value(telemetry, quality, measure="kl_mean_low") == 0.008
+    assert value(telemetry, quality, measure="kl_mean_high") == 0.012
 
 
 def test_a_finished_request_is_counted_and_timed(telemetry: Telemetry) -> None:

@@ -69,6 +69,22 @@ async def test_a_ready_variant_shows_all_that_its_manifest_has(
     assert not quality.HasField("original_perplexity")
 
 
+async def test_figures_of_this_machine_are_shown_with_their_intervals(stub: Any) -> None:
+    """Speeds and quality by measure; an end that is not known is not set."""
+    variant = await stub.GetVariant(pb.GetVariantRequest(variant="int8"))
+    figures = variant.host_figures
+    assert (figures.processor, figures.isa, figures.cores) == ("Example 9000", "x86_64-avx2", 2)
+    assert (figures.measured, figures.rounds, figures.disturbed_rounds) == (
+        "2026-11-24T12:00:00Z",
+        5,
+        1,
+    )
+    decoding = figures.speeds["decode_1_tokens_per_second"]
+    assert (decoding.value, decoding.low, decoding.high) == (96.5, 81.0, 114.8)
+    assert not figures.speeds["inter_token_p50_seconds"].HasField("low")
+    assert figures.quality["kl_mean"].high == 0.012
+
+
 async def test_every_field_of_a_variant_is_filled(bench: Bench, stub: Any) -> None:
     """A field added to the .proto and forgotten here would show."""
     bench.catalog.change("int8", weight=0.5, error="a warning", progress=BuildProgress("x", 1, 2))
