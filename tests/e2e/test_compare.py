@@ -62,11 +62,10 @@ def test_a_quick_comparison_of_the_demo(
     assert any(
         line.startswith("artifact 0.28x the size") for line in int8["findings"]["advantages"]
     )
-    assert report["variants"]["baseline"]["breaches"] == [
-        "size_bytes is 25,339,000 and may be at most 10,000,000."
-    ] or report["variants"]["baseline"]["breaches"][0].startswith("size_bytes is 25,3")
+    (breach,) = report["variants"]["baseline"]["breaches"]
+    assert breach.startswith("size_bytes is 25,")
     assert int8["breaches"] == []
-    assert len(int8["divergence"]["first"]) == 4  # as many documents as the demo's text has
+    assert len(int8["divergence"]["first"]) == 8
 
 
 @pytest.mark.slow
