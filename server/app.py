@@ -119,6 +119,7 @@ class App:
             post=self._engine.post,
             record=self._telemetry,
             step_tokens=config.engine.step_tokens,
+            budgets=planned.budgets,
             clock=clock,
         )
         self._health = HealthService()
@@ -127,6 +128,7 @@ class App:
         self._cut_asked = asyncio.Event()
         self._draining = False
         self._alive = True
+        self._announced: dict[str, VariantState] = {}
         for watcher in (self._changed, *watchers):
             self._variants.watch(watcher)
 
@@ -275,6 +277,15 @@ class App:
     # Variants.
 
     def _changed(self, view: VariantView) -> None:
+        if view.budget is not None:
+            self._telemetry.judged(view.name, view.budget)
+        if self._announced.get(view.name) is not view.state:
+            self._announced[view.name] = view.state
+            self._announce(view)
+        self._refresh_health()
+
+    def _announce(self, view: VariantView) -> None:
+        """Tell of a variant that is in another state than before."""
         if view.state is VariantState.READY:
             self._telemetry.took("ready", self._clock() - self._started_s, view.name)
             limits = view.limits
@@ -283,12 +294,12 @@ class App:
                 variant=view.name,
                 artifact=(view.artifact or "")[:12],
                 kv_tokens=limits and limits.kv_budget_tokens,
+                budget=view.budget and view.budget.state.value,
             )
         elif view.state is VariantState.FAILED:
             _log.error("variant failed", variant=view.name, error=view.error)
             if self._variants.settled and not self._variants.any_ready:
                 self._nothing_left.set()
-        self._refresh_health()
 
     def _lost(self, name: str, reason: str) -> None:
         """The engine serves a variant no longer; called on its thread."""
