@@ -129,6 +129,7 @@ class App:
         self._draining = False
         self._alive = True
         self._announced: dict[str, VariantState] = {}
+        self._was_settled = False
         for watcher in (self._changed, *watchers):
             self._variants.watch(watcher)
 
@@ -177,8 +178,11 @@ class App:
         return self._draining
 
     def settled(self) -> bool:
-        """Whether no variant is still on its way."""
-        return self._variants.settled
+        """Whether every variant was once ready or failed.
+
+        One that is replaced later takes no other from those who are served.
+        """
+        return self._was_settled
 
     def views(self) -> tuple[VariantView, ...]:
         """All variants."""
@@ -277,6 +281,7 @@ class App:
     # Variants.
 
     def _changed(self, view: VariantView) -> None:
+        self._was_settled = self._was_settled or self._variants.settled
         if view.budget is not None:
             self._telemetry.judged(view.name, view.budget)
         if self._announced.get(view.name) is not view.state:

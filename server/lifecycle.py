@@ -124,7 +124,9 @@ class Lifecycle:
         for kept in lengths:
             planned = answer.variants[part(name, kept)]
             _log.warning("rolling back", variant=name, stages_kept=kept, reasons=over.breaches)
-            self.variants.change(name, recipe=planned.recipe, artifact=None, manifest=None)
+            self.variants.change(
+                name, recipe=planned.recipe, artifact=None, manifest=None, error=None
+            )
             left_out = len(whole.chain) - kept
             with suppress(OverBudgetError):
                 await self._attempt(name, Attempt(planned, left_out, over.breaches))

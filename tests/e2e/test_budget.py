@@ -106,6 +106,48 @@ def test_variants_keep_to_their_budgets_or_do_not_serve(
     assert server.stop() == 0
 
 
+def build(config: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", "build", str(config)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_rollback_builds_the_longest_part_that_keeps_to_the_budget(
+    demo_store: Path, own_store: Path, write_config: Any
+) -> None:
+    """The limit lies between what pruning alone costs and what both cost."""
+    chain = [{"prune": {"amount": 0.1}}, *INT4]
+    content: dict[str, Any] = {
+        "model": "demo",
+        "store": str(own_store),
+        "evaluation": {"text": str(demo_store.parent / "few.jsonl")},
+    }
+    assert build(write_config(**content, variants={"cut": chain})).returncode == 0
+    store = Store(own_store)
+    manifests = [store.manifest(path.stem) for path in (own_store / "manifests").iterdir()]
+    (whole,) = (one for one in manifests if len(one.chain) == 2)
+    pruned, _, both = (record.quality for record in whole.lineage)
+    assert pruned is not None
+    assert both is not None
+    assert NARROW < pruned.kl_mean < both.kl_mean
+    budget = {"kl_mean": (pruned.kl_mean + both.kl_mean) / 2, "on_breach": "rollback"}
+    built = build(write_config(**content, budget=budget, variants={"cut": chain}))
+    assert built.returncode == 0, built.stderr
+    assert "within, without the last 1" in " ".join(built.stdout.split())
+    new = {path.stem for path in (own_store / "manifests").iterdir()}
+    (part,) = (store.manifest(one) for one in new - {one.digest for one in manifests})
+    assert [list(stage) for stage in part.chain] == [["prune"]]
+    assert part.quality is not None
+    assert part.quality.kl_mean == pytest.approx(pruned.kl_mean, rel=0.01)
+
+
 @pytest.mark.parametrize(("limit", "status"), [(NARROW, 1), (10, 0)])
 def test_build_says_by_its_exit_code_whether_a_budget_is_kept(
     demo_store: Path, own_store: Path, write_config: Any, *, limit: float, status: int
@@ -118,15 +160,7 @@ def test_build_says_by_its_exit_code_whether_a_budget_is_kept(
         budget={"kl_mean": limit},
         variants={"int4": INT4},
     )
-    built = subprocess.run(
-        [sys.executable, "-m", "server.cli", "build", str(config)],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    built = build(config)
     assert built.returncode == status, built.stderr
     assert ("within" in built.stdout) is (status == 0)
     assert ("int4: It is over its budget: kl_mean is" in built.stderr) is (status == 1)
