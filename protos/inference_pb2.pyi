@@ -21,6 +21,13 @@ class VariantState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VARIANT_STATE_LOADING: _ClassVar[VariantState]
     VARIANT_STATE_READY: _ClassVar[VariantState]
     VARIANT_STATE_FAILED: _ClassVar[VariantState]
+
+class BudgetState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BUDGET_STATE_UNSPECIFIED: _ClassVar[BudgetState]
+    BUDGET_STATE_WITHIN: _ClassVar[BudgetState]
+    BUDGET_STATE_EXCEEDED: _ClassVar[BudgetState]
+    BUDGET_STATE_UNVERIFIED: _ClassVar[BudgetState]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -30,6 +37,10 @@ VARIANT_STATE_BUILDING: VariantState
 VARIANT_STATE_LOADING: VariantState
 VARIANT_STATE_READY: VariantState
 VARIANT_STATE_FAILED: VariantState
+BUDGET_STATE_UNSPECIFIED: BudgetState
+BUDGET_STATE_WITHIN: BudgetState
+BUDGET_STATE_EXCEEDED: BudgetState
+BUDGET_STATE_UNVERIFIED: BudgetState
 
 class GenerateRequest(_message.Message):
     __slots__ = ("variant", "text", "token_ids", "sampling", "routing_key")
@@ -190,7 +201,7 @@ class GetVariantRequest(_message.Message):
     def __init__(self, variant: _Optional[str] = ...) -> None: ...
 
 class Variant(_message.Message):
-    __slots__ = ("name", "is_default", "state", "chain_json", "recipe", "artifact", "model", "lineage", "size_bytes", "limits", "progress", "error", "traffic_weight", "export", "libraries", "created", "host_figures")
+    __slots__ = ("name", "is_default", "state", "chain_json", "recipe", "artifact", "model", "lineage", "size_bytes", "limits", "progress", "error", "traffic_weight", "export", "libraries", "created", "host_figures", "budget")
     class LibrariesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -215,6 +226,7 @@ class Variant(_message.Message):
     LIBRARIES_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     HOST_FIGURES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     name: str
     is_default: bool
     state: VariantState
@@ -232,7 +244,8 @@ class Variant(_message.Message):
     libraries: _containers.ScalarMap[str, str]
     created: str
     host_figures: HostFigures
-    def __init__(self, name: _Optional[str] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[VariantState, str]] = ..., chain_json: _Optional[str] = ..., recipe: _Optional[str] = ..., artifact: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., size_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., error: _Optional[str] = ..., traffic_weight: _Optional[float] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., host_figures: _Optional[_Union[HostFigures, _Mapping]] = ...) -> None: ...
+    budget: Budget
+    def __init__(self, name: _Optional[str] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[VariantState, str]] = ..., chain_json: _Optional[str] = ..., recipe: _Optional[str] = ..., artifact: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., size_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., error: _Optional[str] = ..., traffic_weight: _Optional[float] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., host_figures: _Optional[_Union[HostFigures, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
 
 class HostFigures(_message.Message):
     __slots__ = ("processor", "isa", "cores", "onnxruntime", "measured", "rounds", "disturbed_rounds", "speeds", "quality")
@@ -279,6 +292,25 @@ class Figure(_message.Message):
     low: float
     high: float
     def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class Budget(_message.Message):
+    __slots__ = ("state", "limits", "notes", "rolled_back_stages")
+    class LimitsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    ROLLED_BACK_STAGES_FIELD_NUMBER: _ClassVar[int]
+    state: BudgetState
+    limits: _containers.ScalarMap[str, float]
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    rolled_back_stages: int
+    def __init__(self, state: _Optional[_Union[BudgetState, str]] = ..., limits: _Optional[_Mapping[str, float]] = ..., notes: _Optional[_Iterable[str]] = ..., rolled_back_stages: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("id", "revision", "architecture")

@@ -121,6 +121,7 @@ class App:
             post=self._engine.post,
             record=self._telemetry,
             step_tokens=config.engine.step_tokens,
+            budgets=planned.budgets,
             clock=clock,
             figures=self._figures,
         )
@@ -130,6 +131,8 @@ class App:
         self._cut_asked = asyncio.Event()
         self._draining = False
         self._alive = True
+        self._announced: dict[str, VariantState] = {}
+        self._was_settled = False
         for watcher in (self._changed, *watchers):
             self._variants.watch(watcher)
 
@@ -178,8 +181,11 @@ class App:
         return self._draining
 
     def settled(self) -> bool:
-        """Whether no variant is still on its way."""
-        return self._variants.settled
+        """Whether every variant was once ready or failed.
+
+        One that is replaced later takes no other from those who are served.
+        """
+        return self._was_settled
 
     def views(self) -> tuple[VariantView, ...]:
         """All variants."""
@@ -278,6 +284,16 @@ class App:
     # Variants.
 
     def _changed(self, view: VariantView) -> None:
+        self._was_settled = self._was_settled or self._variants.settled
+        if view.budget is not None:
+            self._telemetry.judged(view.name, view.budget)
+        if self._announced.get(view.name) is not view.state:
+            self._announced[view.name] = view.state
+            self._announce(view)
+        self._refresh_health()
+
+    def _announce(self, view: VariantView) -> None:
+        """Tell of a variant that is in another state than before."""
         if view.state is VariantState.READY:
             self._telemetry.took("ready", self._clock() - self._started_s, view.name)
             if view.figures is not None:
@@ -288,12 +304,12 @@ class App:
                 variant=view.name,
                 artifact=(view.artifact or "")[:12],
                 kv_tokens=limits and limits.kv_budget_tokens,
+                budget=view.budget and view.budget.state.value,
             )
         elif view.state is VariantState.FAILED:
             _log.error("variant failed", variant=view.name, error=view.error)
             if self._variants.settled and not self._variants.any_ready:
                 self._nothing_left.set()
-        self._refresh_health()
 
     def _figures(self, artifact: str) -> HostFigures | None:
         """What was measured of an artifact on this machine, with as many threads."""

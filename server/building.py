@@ -41,6 +41,7 @@ async def build_variants(planned: Planned, optimizer: Optimizer) -> Variants:
             post=lambda _: None,
             record=_Unrecorded(),
             step_tokens=config.engine.step_tokens,
+            budgets=planned.budgets,
         ).run()
     return variants
 

@@ -14,6 +14,7 @@ from server.exit_codes import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from server.catalog import VariantView
     from server.config.fields import Config
     from server.variants import Variants
 
@@ -27,7 +28,7 @@ def build(
     """Build every variant of a config into the store, and show what came of it.
 
     What the store already holds is not built again. Exit codes: 0 all are there, 1 at least one
-    failed, 2 config error.
+    failed or is refused for its budget, 2 config error.
     """
     import asyncio
 
@@ -63,12 +64,24 @@ def _show(variants: Variants) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("variant", "state", "artifact", "MB", "KL mean", "top-1 agreement")
+    table = Table("variant", "state", "artifact", "MB", "KL mean", "top-1 agreement", "budget")
     for view in variants.views:
         row = [view.name, "built" if view.error is None else "failed"]
         if view.manifest is not None:
             row += [(view.artifact or "")[:12], f"{view.manifest.size_bytes / 1e6:.2f}"]
-            if (quality := view.manifest.quality) is not None:
-                row += [f"{quality.kl_mean:.5f}", f"{quality.top1_agreement:.4f}"]
+            quality = view.manifest.quality
+            row += (
+                ["", ""]
+                if quality is None
+                else [f"{quality.kl_mean:.5f}", f"{quality.top1_agreement:.4f}"]
+            )
+            row += [_budget(view)]
         table.add_row(*row)
     Console().print(table)
+
+
+def _budget(view: VariantView) -> str:
+    if view.budget is None:
+        return ""
+    left_out = view.budget.rolled_back_stages
+    return view.budget.state.value + (f", without the last {left_out}" if left_out else "")

@@ -11,6 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from artifacts.host_figures import HostFigures
 from artifacts.manifest import Manifest
+from server.catalog import BudgetState, BudgetView
 from server.engine.messages import StepKind, Timings, VariantLoad
 from server.errors import Status
 from server.observer import RequestRecord
@@ -36,6 +37,7 @@ FAMILIES = {
     "inference_variant_size_bytes": "gauge",
     "inference_variant_quality": "gauge",
     "inference_variant_speed": "gauge",
+    "inference_variant_within_budget": "gauge",
     "inference_startup_seconds": "gauge",
 }
 
@@ -64,6 +66,7 @@ def test_families_are_the_documented_ones(
     telemetry.describe("int8", "digest", manifest)
     telemetry.measured("int8", host_figures)
     telemetry.took("load", 1.0, "int8")
+    telemetry.judged("int8", BudgetView(BudgetState.WITHIN, {"kl_mean": 0.1}))
     page = openmetrics(telemetry.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
     assert {name: family.type for name, family in families.items()} == FAMILIES
@@ -159,6 +162,25 @@ def test_what_serves_is_described(telemetry: Telemetry, manifest: Manifest) -> N
     assert value(telemetry, "inference_variant_quality", measure="kl_mean") == 0.01
     assert value(telemetry, "inference_variant_quality", measure="perplexity") == 12.5
     assert value(telemetry, "inference_variant_quality", measure="original_perplexity") is None
+
+
+def test_a_budget_shows_once_it_is_judged(telemetry: Telemetry) -> None:
+    """Neither a variant without one nor one that nobody has judged yet is within."""
+    shown = []
+    for state in (None, BudgetState.WITHIN, BudgetState.UNVERIFIED, BudgetState.EXCEEDED):
+        if state is not None:
+            telemetry.judged("int8", BudgetView(state, {}))
+        shown.append(value(telemetry, "inference_variant_within_budget"))
+    assert shown == [None, 1, None, 0]
+
+
+def test_only_what_serves_now_is_described(telemetry: Telemetry, manifest: Manifest) -> None:
+    """After a rollback the artifact that was withdrawn is no longer joined to latencies."""
+    telemetry.describe("int8", "before", manifest)
+    telemetry.describe("int8", "after", manifest)
+    chain = '[{"quantize":{"bits":8}}]'
+    assert value(telemetry, "inference_variant_info", artifact="before", chain=chain) is None
+    assert value(telemetry, "inference_variant_info", artifact="after", chain=chain) == 1
 
 
 def test_two_servers_in_one_process_share_nothing() -> None:
