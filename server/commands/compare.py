@@ -77,9 +77,10 @@ async def _compare(
     rounds: int | None,
     quick: bool,
 ) -> tuple[Report, Config]:
-    from server import logs
+    from server import logs, machine
     from server.building import build_variants
     from server.comparison.comparison import QUICK_ROUNDS, ROUNDS, ComparisonRun
+    from server.comparison.remeasuring import measured
     from server.comparison.selection import budgets, select
     from server.optimizer import ChildOptimizer
     from server.planning import plan
@@ -100,10 +101,11 @@ async def _compare(
     )
     logs.configure(config.log.level, config.log.format)
     built = await build_variants(planned, optimizer)
+    views = await measured(built.views, planned, optimizer, threads=machine.usable_cores())
     comparison = ComparisonRun(
         config=config,
-        views=built.views,
-        breaches=_breaches(built.views, limits),
+        views=views,
+        breaches=_breaches(views, limits),
         rounds=rounds or (QUICK_ROUNDS if quick else ROUNDS),
         quick=quick,
     )

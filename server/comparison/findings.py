@@ -186,7 +186,9 @@ def _stage(draft: _Draft, variant: VariantFigures) -> None:
         for comparison in variant.comparisons
     )
     quality = variant.manifest.quality
-    if is_worse and step is not None and step.kl is not None and quality is not None:
+    if len(variant.manifest.chain) < 2 or step is None or step.kl is None:
+        return
+    if is_worse and quality is not None:
         draft.disadvantages.append(
             f"the stage that cost most quality is {step.label}: "
             f"{written(step.kl, 'nats')} of {written(quality.kl_mean, 'nats')}"

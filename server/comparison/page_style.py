@@ -22,7 +22,8 @@ nav a { background: #fff; border: 1px solid #9aa5b1; border-radius: 1rem; paddin
   color: #0b5394; text-decoration: none; }
 nav a:hover, nav a:focus-visible { background: #0b5394; color: #fff; }
 .remark { border-left: 4px solid #b7791f; background: #fff8e6; padding: 0.6rem 0.9rem;
-  margin: 0.6rem 0; border-radius: 0 0.5rem 0.5rem 0; overflow-wrap: anywhere; }
+  margin: 0.6rem 0; border-radius: 0 0.5rem 0.5rem 0; overflow-wrap: anywhere;
+  white-space: pre-line; }
 figure { margin: 1rem 0; padding: 0.75rem; }
 figcaption, .note { font-size: 0.88rem; color: #52606d; }
 figcaption { padding: 0 0.5rem; }

@@ -36,11 +36,17 @@ class Step:
 
 
 def steps(lineage: Sequence[StageRecord]) -> tuple[Step, ...]:
-    """Every stage with what it added to the stage measured before it."""
+    """Every stage with what it added to the stage measured before it.
+
+    Figures that were measured otherwise than the artifact's (on another text or class of processor)
+    are left out.
+    """
     found = []
     before = 0.0
+    alike = next((_how(record) for record in reversed(lineage) if record.quality), None)
     for record in lineage:
-        after = None if record.quality is None else record.quality.kl_mean
+        quality = record.quality if _how(record) == alike else None
+        after = None if quality is None else quality.kl_mean
         found.append(
             Step(
                 label=label(record),
@@ -66,6 +72,11 @@ def costliest(lineage: Sequence[StageRecord]) -> Step | None:
     return next(
         step for step, record in zip(steps(lineage), lineage, strict=True) if record is worst
     )
+
+
+def _how(record: StageRecord) -> tuple[str, str | None] | None:
+    quality = record.quality
+    return None if quality is None else (quality.isa, quality.text_sha256)
 
 
 def label(record: StageRecord) -> str:

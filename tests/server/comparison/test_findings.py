@@ -123,6 +123,9 @@ def test_size_is_exact(subject: MakeSubject, size_bytes: int, place: str) -> Non
 _LISTS = ("advantages", "disadvantages", "same")
 
 
+_TWO: tuple[dict[str, Any], ...] = ({"restructure": {}}, {"quantize": {}})
+
+
 def _pruned(zeros: int, **more: Any) -> list[StageRecord]:
     export = StageRecord(
         stage="export",
@@ -174,7 +177,7 @@ def test_the_stage_that_cost_most_is_named(subject: MakeSubject) -> None:
         )
         for stage, method, kl in (("export", "mobius", 0.01), ("quantize", "weight_only", 0.05))
     ]
-    lists = found(subject(), subject("int4", lineage=stages))
+    lists = found(subject(), subject("int4", chain=_TWO, lineage=stages))
     assert (
         "the stage that cost most quality is quantize weight_only: 0.0400 nats of 0.0500 nats"
         in lists.disadvantages
