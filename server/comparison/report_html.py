@@ -110,6 +110,8 @@ class _Page:
             f"{escape(duration(variant.build_s))}, artifact "
             f"<code>{escape(variant.artifact[:12])}</code></p>"
         )
+        for breach in variant.breaches:
+            yield f'<p class="remark" role="note">Over its budget: {escape(breach)}</p>'
         found = report.findings.get(variant.name)
         if found is not None:
             yield '<div class="findings">'

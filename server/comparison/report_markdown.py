@@ -39,6 +39,7 @@ def _lines(report: Report) -> Iterator[str]:
 def _variant(report: Report, variant: VariantFigures) -> Iterator[str]:
     yield f"\n## {_plain(variant.name)}\n"
     yield f"{_plain(chain_text(variant))}; artifact `{variant.artifact[:12]}`."
+    yield from (f"\n> Over its budget: {_plain(breach)}" for breach in variant.breaches)
     found = report.findings.get(variant.name)
     if found is not None:
         yield from _list("Advantages", found.advantages)
