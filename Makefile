@@ -17,6 +17,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OPTIMUM_VENV := .venv-optimum
 PROMETHEUS := build/debian/usr/bin/prometheus
+CHROMIUM := build/debian/chromium
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PYTHONUNBUFFERED := 1
@@ -59,7 +60,7 @@ fmt: $(STAMP) ## Format the code and fix what can be fixed.
 test-slow: $(STAMP) ## Run the heavier proofs.
 	$(BIN)/python -m pytest -m slow
 
-test-system: $(STAMP) $(PROMETHEUS) ## Test against a real Prometheus (Debian's); QUICK=1 for the quick part.
+test-system: $(STAMP) $(PROMETHEUS) $(CHROMIUM) ## Test with a real Prometheus and a real browser (Debian's); QUICK=1 for the quick part.
 	PATH="$(abspath $(dir $(PROMETHEUS))):$$PATH" \
 		$(BIN)/python -m pytest tests/system -m '$(if $(QUICK),system and not slow,system)'
 
@@ -69,6 +70,15 @@ $(PROMETHEUS):
 	cd build/debian && { apt-get download prometheus || \
 		{ $(if $(filter 0,$(shell id -u)),,sudo )apt-get update && apt-get download prometheus; }; }
 	dpkg-deb -x build/debian/prometheus_*.deb build/debian
+	@touch $@
+
+# Installed, since it stands on dozens of libraries; nothing is done where a browser is there.
+$(CHROMIUM):
+	mkdir -p build/debian
+	command -v chromium-headless-shell || command -v chromium || command -v google-chrome || { \
+		root="$(if $(filter 0,$(shell id -u)),,sudo)"; \
+		install="$$root apt-get install --yes --no-install-recommends chromium-headless-shell fonts-dejavu-core"; \
+		$$install || { $$root apt-get update && $$install; }; }
 	@touch $@
 
 test-optimum: $(STAMP) ## Prove the Optimum exporter with real optimum-onnx in its own environment.

@@ -170,6 +170,12 @@ class Manifest(Frozen):
         measured = [record.quality for record in self.lineage if record.quality is not None]
         return measured[-1] if measured else None
 
+    def measured(self, quality: Quality) -> Manifest:
+        """The same with these figures for the finished artifact, and so for its last stage."""
+        *before, last = self.lineage
+        lineage = (*before, last.model_copy(update={"quality": quality}))
+        return self.model_copy(update={"lineage": lineage})
+
     @property
     def size_bytes(self) -> int:
         """Bytes of all files together."""

@@ -2,8 +2,9 @@
 
 ``python -m optimizers plan`` reads one ``PlanRequest`` (JSON) on stdin and writes one
 ``PlanResponse``. ``python -m optimizers build`` reads one ``BuildRequest`` line, then writes one
-``BuildEvent`` per line, the last of which is ``Built`` or ``BuildFailed``; it exits when its stdin
-is closed. Knows nothing of how either side does its work.
+``BuildEvent`` per line, the last of which is ``Built`` or ``BuildFailed``; ``judge`` reads a
+``JudgeRequest``, and its last is ``Judged`` or ``BuildFailed``. Both exit when their stdin is
+closed. Knows nothing of how either side does its work.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from artifacts.manifest import Frozen, StageRecord
+from artifacts.manifest import Frozen, Quality, StageRecord
 
 
 class Texts(Frozen):
@@ -63,7 +64,10 @@ class PlanResponse(Frozen):
 
 
 class BuildRequest(Frozen):
-    """Build one variant into the store."""
+    """Build one variant into the store.
+
+    Without ``measure`` the artifact is published at once, and ``judge`` is to give it its figures.
+    """
 
     model: str
     revision: str | None = None
@@ -76,6 +80,20 @@ class BuildRequest(Frozen):
     offline: bool = False
     threads: int | None = None
     optimum_python: str | None = None
+    measure: bool = True
+
+
+class JudgeRequest(Frozen):
+    """Measure a stored artifact of ``variant`` against the original ``model``, on this machine."""
+
+    model: str
+    revision: str | None = None
+    evaluation: Texts | None = None
+    variant: str
+    artifact: str
+    store: str
+    offline: bool = False
+    threads: int | None = None
 
 
 class StageBegun(Frozen):
@@ -98,7 +116,7 @@ class Progress(Frozen):
 
 
 class StageMeasured(Frozen):
-    """A stage is done and measured."""
+    """A stage is done and, unless that was put off, measured."""
 
     event: Literal["stage_measured"] = "stage_measured"
     record: StageRecord
@@ -111,8 +129,15 @@ class Built(Frozen):
     artifact: str
 
 
+class Judged(Frozen):
+    """The artifact is measured."""
+
+    event: Literal["judged"] = "judged"
+    quality: Quality
+
+
 class BuildFailed(Frozen):
-    """The build ended without an artifact; ``path`` names the config field when one is at fault."""
+    """There is no artifact, or no figures; ``path`` names the config field that is at fault."""
 
     event: Literal["failed"] = "failed"
     code: str
@@ -122,7 +147,8 @@ class BuildFailed(Frozen):
 
 
 BuildEvent = Annotated[
-    StageBegun | Progress | StageMeasured | Built | BuildFailed, Field(discriminator="event")
+    StageBegun | Progress | StageMeasured | Built | Judged | BuildFailed,
+    Field(discriminator="event"),
 ]
 
 build_event: TypeAdapter[BuildEvent] = TypeAdapter(BuildEvent)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts.digest import is_sha256
 from artifacts.errors import CorruptArtifactError, StoreError
 from artifacts.layout import storing
 from artifacts.locks import BUILDERS, collecting
@@ -100,11 +101,19 @@ def _doomed(
     doomed += [path for path in sorted(layout.tmp.iterdir()) if _is_left(path, now_s - _DRAFT_S)]
     doomed += [path for path in sorted(layout.locks.iterdir()) if path.name != BUILDERS]
     doomed += [path for path in _checked(store) if path.stem not in artifacts]
+    doomed += [path for path in _measured(store) if path.name not in artifacts]
     return doomed
 
 
 def _checked(store: Store) -> Iterator[Path]:
     yield from sorted((store.layout.hosts / "checked").glob("*.json"))
+
+
+def _measured(store: Store) -> Iterator[Path]:
+    """Folders of figures, one per machine and artifact."""
+    yield from sorted(
+        path for path in store.layout.hosts.glob("*/*") if path.is_dir() and is_sha256(path.name)
+    )
 
 
 def _artifact(pointer: Path) -> str | None:

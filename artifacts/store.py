@@ -23,7 +23,7 @@ from artifacts.digest import is_sha256, sha256_file, sync_file, sync_folder, wri
 from artifacts.errors import CorruptArtifactError
 from artifacts.external_data import external_locations
 from artifacts.layout import Layout, reading, storing
-from artifacts.manifest import FileEntry, Manifest
+from artifacts.manifest import FileEntry, Manifest, Quality
 
 REBUILD = "Delete the manifest or run the build again; it is then made anew."
 
@@ -181,6 +181,17 @@ class Store:
                 self.layout.recipes / f"{manifest.recipe}.json", pointer, scratch=self.layout.tmp
             )
         return artifact
+
+    def complete(self, artifact: str, quality: Quality) -> None:
+        """Add the figures of an artifact that was published unmeasured; its digest has no part.
+
+        Raises:
+            CorruptArtifactError: There is no such artifact.
+        """
+        content = self.manifest(artifact).measured(quality).model_dump_json(indent=1).encode()
+        path = self.layout.manifests / f"{artifact}.json"
+        with storing(self.root):
+            write_atomically(path, content, scratch=self.layout.tmp, mode=0o444)
 
     def forget(self, artifact: str) -> None:
         """Take an artifact's manifest away, so that it is built again; its blobs stay."""

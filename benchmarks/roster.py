@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from benchmarks.child import ChildError
 from benchmarks.contenders import Contender
-from benchmarks.order import order
+from server.comparison.order import order
 
 
 class Roster:

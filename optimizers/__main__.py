@@ -1,7 +1,7 @@
-"""``python -m optimizers plan | build``: one request on standard input, the answer on standard out.
+"""``python -m optimizers plan | build | judge``: a request on standard input, its answer on output.
 
 Owns reading the request and turning every failure into the protocol's words. Knows nothing of what
-a plan or a build is made of.
+an answer is made of.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from artifacts.protocol import FieldError, PlanRequest, PlanResponse
 from optimizers import events
 
-_USAGE = "usage: python -m optimizers plan|build < request.json\n"
+_USAGE = "usage: python -m optimizers plan|build|judge < request.json\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["plan"]:
             return _plan()
-        case ["build"]:
-            return _build()
+        case ["build" | "judge" as act]:
+            return _work(act)
         case _:
             sys.stderr.write(_USAGE)
             return 2
@@ -64,13 +64,15 @@ def _planned(content: bytes) -> PlanResponse:
         )
 
 
-def _build() -> int:
+def _work(act: str) -> int:
     protocol = events.take_stdout()
     line = sys.stdin.buffer.readline()
     events.exit_when_closed(sys.stdin.fileno())
     logging.basicConfig(level=logging.WARNING)  # before a library chooses for everybody
-    from optimizers.build import run
-
+    if act == "judge":
+        from optimizers.judge import run
+    else:
+        from optimizers.build import run
     return run(line, events.Events(protocol))
 
 

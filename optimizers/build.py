@@ -6,26 +6,24 @@ file formats, or of the protocol's descriptors.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from artifacts.errors import BugError, CorruptArtifactError
 from artifacts.locks import building, exclusive
-from artifacts.manifest import ExportRecord, GraphSpec, Manifest, StageRecord
+from artifacts.manifest import ExportRecord, GraphSpec, Manifest, Quality, StageRecord
 from artifacts.protocol import BuildRequest, Built
 from artifacts.store import Store
 from optimizers import sources
+from optimizers.answer import answer
 from optimizers.calibration import Calibration, digest_of, text_of
 from optimizers.errors import OptimizerError, RecipeChangedError, RequestError
 from optimizers.events import Events
-from optimizers.failures import failure
 from optimizers.generation_config import generation_defaults
 from optimizers.publish import MODEL, add_files
 from optimizers.quality import Judge
@@ -39,23 +37,9 @@ from optimizers.steps import Steps
 
 def run(line: bytes, events: Events) -> int:
     """Read a request, build, and end with exactly one final event; gives the exit status."""
-    try:
-        try:
-            request = BuildRequest.model_validate_json(line)
-        except ValidationError as error:
-            raise RequestError(
-                f"The request cannot be read: {error.errors()[0]['msg']}."
-            ) from error
-        if request.threads is not None:
-            # What torch starts with; importing torch to tell it so would cost seconds.
-            os.environ["OMP_NUM_THREADS"] = str(request.threads)
-        artifact = Build(request, events).run()
-    except Exception as error:  # noqa: BLE001  # whatever it is, the parent must be told
-        traceback.print_exc(file=sys.stderr)
-        events.send(failure(error))
-        return 1
-    events.send(Built(artifact=artifact))
-    return 0
+    return answer(
+        line, BuildRequest, lambda request: Built(artifact=Build(request, events).run()), events
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +121,7 @@ class Build:
                 else:
                     current = replace(current, folder=result.folder)
                     key = stage_key(key, stage, self._calibrated_by)
-                self._steps.measured(result, judge.torch(key, current.folder, self._steps.report))
+                self._measure(result, partial(judge.torch, key, current.folder))
         graph, key = self._export(current, key, judge)
         for position, stage in enumerate(self._stages):
             if stage.form == "onnx":
@@ -145,9 +129,7 @@ class Build:
                 result = self._run_stage(position, work, key)
                 graph = replace(graph, folder=result.folder)
                 key = stage_key(key, stage, self._calibrated_by)
-                self._steps.measured(
-                    result, judge.onnx(key, graph.folder / MODEL, graph.spec, self._steps.report)
-                )
+                self._measure(result, partial(judge.onnx, key, graph.folder / MODEL, graph.spec))
         return self._publish(original, current, graph)
 
     def _fetch_original(self) -> Source:
@@ -201,8 +183,7 @@ class Build:
         if result.graph is None or result.export is None:
             raise BugError("An export was kept without its graph.")
         graph = _Graph(result.folder, result.graph, result.export)
-        quality = judge.onnx(key, graph.folder / MODEL, graph.spec, self._steps.report)
-        self._steps.measured(result, quality)
+        self._measure(result, partial(judge.onnx, key, graph.folder / MODEL, graph.spec))
         return graph, key
 
     def _run_stage(self, position: int, work: Work, parent: str) -> Result:
@@ -235,6 +216,11 @@ class Build:
 
         key = stage_key(parent, stage, self._calibrated_by)
         return self._steps.run(key, make, keep=stage.keeps_result)
+
+    def _measure(self, result: Result, judge: Callable[[Report], Quality]) -> None:
+        """End a step with its figures, unless the request puts measuring off."""
+        quality = judge(self._steps.report) if self._request.measure else None
+        self._steps.measured(result, quality)
 
     def _check_zeros(self, folder: Path) -> int | None:
         """Count what is zero in the ONNX form, where a stage before has made zeros."""

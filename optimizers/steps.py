@@ -47,7 +47,7 @@ class Steps:
             return found
         return self._results.make(key, lambda target: work(target, report), keep=keep)
 
-    def measured(self, result: Result, quality: Quality) -> None:
+    def measured(self, result: Result, quality: Quality | None) -> None:
         """Add the step that began last to the lineage."""
         record = result.record.model_copy(update={"quality": quality})
         self.lineage.append(record)

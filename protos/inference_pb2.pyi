@@ -21,6 +21,13 @@ class VariantState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VARIANT_STATE_LOADING: _ClassVar[VariantState]
     VARIANT_STATE_READY: _ClassVar[VariantState]
     VARIANT_STATE_FAILED: _ClassVar[VariantState]
+
+class BudgetState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BUDGET_STATE_UNSPECIFIED: _ClassVar[BudgetState]
+    BUDGET_STATE_WITHIN: _ClassVar[BudgetState]
+    BUDGET_STATE_EXCEEDED: _ClassVar[BudgetState]
+    BUDGET_STATE_UNVERIFIED: _ClassVar[BudgetState]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -30,6 +37,10 @@ VARIANT_STATE_BUILDING: VariantState
 VARIANT_STATE_LOADING: VariantState
 VARIANT_STATE_READY: VariantState
 VARIANT_STATE_FAILED: VariantState
+BUDGET_STATE_UNSPECIFIED: BudgetState
+BUDGET_STATE_WITHIN: BudgetState
+BUDGET_STATE_EXCEEDED: BudgetState
+BUDGET_STATE_UNVERIFIED: BudgetState
 
 class GenerateRequest(_message.Message):
     __slots__ = ("variant", "text", "token_ids", "sampling", "routing_key")
@@ -190,7 +201,7 @@ class GetVariantRequest(_message.Message):
     def __init__(self, variant: _Optional[str] = ...) -> None: ...
 
 class Variant(_message.Message):
-    __slots__ = ("name", "is_default", "state", "chain_json", "recipe", "artifact", "model", "lineage", "size_bytes", "limits", "progress", "error", "traffic_weight", "export", "libraries", "created")
+    __slots__ = ("name", "is_default", "state", "chain_json", "recipe", "artifact", "model", "lineage", "size_bytes", "limits", "progress", "error", "traffic_weight", "export", "libraries", "created", "host_figures", "budget")
     class LibrariesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +225,8 @@ class Variant(_message.Message):
     EXPORT_FIELD_NUMBER: _ClassVar[int]
     LIBRARIES_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIGURES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     name: str
     is_default: bool
     state: VariantState
@@ -230,7 +243,74 @@ class Variant(_message.Message):
     export: Export
     libraries: _containers.ScalarMap[str, str]
     created: str
-    def __init__(self, name: _Optional[str] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[VariantState, str]] = ..., chain_json: _Optional[str] = ..., recipe: _Optional[str] = ..., artifact: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., size_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., error: _Optional[str] = ..., traffic_weight: _Optional[float] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ...) -> None: ...
+    host_figures: HostFigures
+    budget: Budget
+    def __init__(self, name: _Optional[str] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[VariantState, str]] = ..., chain_json: _Optional[str] = ..., recipe: _Optional[str] = ..., artifact: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., size_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., error: _Optional[str] = ..., traffic_weight: _Optional[float] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., host_figures: _Optional[_Union[HostFigures, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
+
+class HostFigures(_message.Message):
+    __slots__ = ("processor", "isa", "cores", "onnxruntime", "measured", "rounds", "disturbed_rounds", "speeds", "quality")
+    class SpeedsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Figure
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Figure, _Mapping]] = ...) -> None: ...
+    class QualityEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Figure
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Figure, _Mapping]] = ...) -> None: ...
+    PROCESSOR_FIELD_NUMBER: _ClassVar[int]
+    ISA_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    ONNXRUNTIME_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    DISTURBED_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    SPEEDS_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    processor: str
+    isa: str
+    cores: int
+    onnxruntime: str
+    measured: str
+    rounds: int
+    disturbed_rounds: int
+    speeds: _containers.MessageMap[str, Figure]
+    quality: _containers.MessageMap[str, Figure]
+    def __init__(self, processor: _Optional[str] = ..., isa: _Optional[str] = ..., cores: _Optional[int] = ..., onnxruntime: _Optional[str] = ..., measured: _Optional[str] = ..., rounds: _Optional[int] = ..., disturbed_rounds: _Optional[int] = ..., speeds: _Optional[_Mapping[str, Figure]] = ..., quality: _Optional[_Mapping[str, Figure]] = ...) -> None: ...
+
+class Figure(_message.Message):
+    __slots__ = ("value", "low", "high")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    low: float
+    high: float
+    def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class Budget(_message.Message):
+    __slots__ = ("state", "limits", "notes", "rolled_back_stages")
+    class LimitsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    ROLLED_BACK_STAGES_FIELD_NUMBER: _ClassVar[int]
+    state: BudgetState
+    limits: _containers.ScalarMap[str, float]
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    rolled_back_stages: int
+    def __init__(self, state: _Optional[_Union[BudgetState, str]] = ..., limits: _Optional[_Mapping[str, float]] = ..., notes: _Optional[_Iterable[str]] = ..., rolled_back_stages: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("id", "revision", "architecture")

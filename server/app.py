@@ -20,11 +20,13 @@ from pathlib import Path
 import grpc
 import structlog
 
+from artifacts.host_figures import HostFigures, read_figures
 from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.runtime import Threads, share_threads
 from artifacts.store import Store
 from server import machine
 from server.catalog import VariantState, VariantView
+from server.comparison.machine import this_machine
 from server.core import Core
 from server.engine.engine import Engine
 from server.exit_codes import ExitCode
@@ -119,7 +121,9 @@ class App:
             post=self._engine.post,
             record=self._telemetry,
             step_tokens=config.engine.step_tokens,
+            budgets=planned.budgets,
             clock=clock,
+            figures=self._figures,
         )
         self._health = HealthService()
         self._nothing_left = asyncio.Event()
@@ -127,6 +131,8 @@ class App:
         self._cut_asked = asyncio.Event()
         self._draining = False
         self._alive = True
+        self._announced: dict[str, VariantState] = {}
+        self._was_settled = False
         for watcher in (self._changed, *watchers):
             self._variants.watch(watcher)
 
@@ -175,8 +181,11 @@ class App:
         return self._draining
 
     def settled(self) -> bool:
-        """Whether no variant is still on its way."""
-        return self._variants.settled
+        """Whether every variant was once ready or failed.
+
+        One that is replaced later takes no other from those who are served.
+        """
+        return self._was_settled
 
     def views(self) -> tuple[VariantView, ...]:
         """All variants."""
@@ -275,20 +284,37 @@ class App:
     # Variants.
 
     def _changed(self, view: VariantView) -> None:
+        self._was_settled = self._was_settled or self._variants.settled
+        if view.budget is not None:
+            self._telemetry.judged(view.name, view.budget)
+        if self._announced.get(view.name) is not view.state:
+            self._announced[view.name] = view.state
+            self._announce(view)
+        self._refresh_health()
+
+    def _announce(self, view: VariantView) -> None:
+        """Tell of a variant that is in another state than before."""
         if view.state is VariantState.READY:
             self._telemetry.took("ready", self._clock() - self._started_s, view.name)
+            if view.figures is not None:
+                self._telemetry.measured(view.name, view.figures)
             limits = view.limits
             _log.info(
                 "variant ready",
                 variant=view.name,
                 artifact=(view.artifact or "")[:12],
                 kv_tokens=limits and limits.kv_budget_tokens,
+                budget=view.budget and view.budget.state.value,
             )
         elif view.state is VariantState.FAILED:
             _log.error("variant failed", variant=view.name, error=view.error)
             if self._variants.settled and not self._variants.any_ready:
                 self._nothing_left.set()
-        self._refresh_health()
+
+    def _figures(self, artifact: str) -> HostFigures | None:
+        """What was measured of an artifact on this machine, with as many threads."""
+        host = this_machine().host(self._cores)
+        return read_figures(Store(self._planned.store).layout, artifact, host)
 
     def _lost(self, name: str, reason: str) -> None:
         """The engine serves a variant no longer; called on its thread."""

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from artifacts.host_figures import HostFigures
 from artifacts.manifest import Manifest
 from artifacts.tokenizer import Tokenizer
+from server.budget import Limit
 
 
 class VariantState(StrEnum):
@@ -55,6 +57,31 @@ class BuildProgress:
     message: str = ""
 
 
+class BudgetState(StrEnum):
+    """How an artifact stands to its budget."""
+
+    WITHIN = "within"
+    EXCEEDED = "exceeded"
+    UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetView:
+    """How a variant stands to its budget.
+
+    Attributes:
+        state: Of the artifact that serves, or that is refused.
+        limits: Those that are set, by name.
+        notes: What was over a limit, also before a rollback, or why it could not be judged.
+        rolled_back_stages: How many stages at the end of the configured chain are left out.
+    """
+
+    state: BudgetState
+    limits: Mapping[Limit, float]
+    notes: tuple[str, ...] = ()
+    rolled_back_stages: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class VariantView:
     """One variant at one moment.
@@ -74,6 +101,8 @@ class VariantView:
         progress: How far its build is.
         error: Why it failed: one message for the user, with the remedy.
         weight: Its share of the traffic, 0 when ``traffic`` does not name it.
+        figures: What was measured of the artifact on this machine.
+        budget: How it stands to its budget; None when it has none, or is not there yet.
     """
 
     name: str
@@ -87,6 +116,8 @@ class VariantView:
     progress: BuildProgress | None = None
     error: str | None = None
     weight: float = 0.0
+    figures: HostFigures | None = None
+    budget: BudgetView | None = None
 
 
 class Catalog(Protocol):

@@ -107,13 +107,13 @@ class Child:
             return f"was killed by {_signal_name(-status)}.{said}"
         return f"ended with status {status}.{said}"
 
-    async def died(self, variant: str) -> OptimizerError:
-        """The error of a build that ended without a last event."""
+    async def died(self, act: str, variant: str) -> OptimizerError:
+        """The error of a build, or a judge, that ended without a last event."""
         ending = await self.ending()
         by_signal = self._process.returncode == -signal.SIGKILL
         return OptimizerError(
-            f"The build of variant {variant!r} {ending}",
-            code="build_killed" if by_signal else "build_died",
+            f"The {act} of variant {variant!r} {ending}",
+            code=f"{act}_{'killed' if by_signal else 'died'}",
             remedy="SIGKILL is most often the system running out of memory: give it more, or name "
             "a smaller model; a new start resumes at the last finished stage."
             if by_signal

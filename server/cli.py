@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from server.commands.build import build
+from server.commands.compare import compare
 from server.commands.generate import generate
 from server.commands.prune_store import prune_store
 from server.commands.search import search
@@ -28,6 +29,7 @@ def application() -> typer.Typer:
     app.command()(serve)
     app.command()(build)
     app.command()(search)
+    app.command()(compare)
     app.command()(generate)
     app.command()(variants)
     app.command("prune-store")(prune_store)

@@ -7,6 +7,7 @@ docs/errors.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -64,6 +65,24 @@ class OptimizerError(ServerError):
         """The field at fault, when there is one, before the sentence and its remedy."""
         said = super().__str__()
         return f"{self.path}: {said}" if self.path else said
+
+
+class OverBudgetError(ServerError):
+    """An artifact may not serve, since it is over its variant's budget.
+
+    Attributes:
+        breaches: Where, a sentence each.
+    """
+
+    code = "over_budget"
+
+    def __init__(self, breaches: Sequence[str]) -> None:
+        super().__init__(
+            f"It is over its budget: {' '.join(breaches)}",
+            remedy="Choose a gentler chain, raise the limit, or set budget.on_breach to rollback "
+            "or warn; the artifact stays in the store.",
+        )
+        self.breaches = tuple(breaches)
 
 
 class RequestError(ServerError):

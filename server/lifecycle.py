@@ -1,39 +1,37 @@
-"""Brings variants up, one by one in the order of the config: build or find, load, attach.
+"""Brings variants up, one by one in the order of the config: build or find, judge, load, attach.
 
-Owns the transitions between states and what a failure means: that variant alone is lost. Knows
-nothing of listeners, of gRPC or of how the optimizer works.
+Owns the transitions between states and what a failure means (that variant alone is lost), or an
+artifact that may not serve: a shorter chain takes its place, or nothing. Knows nothing of
+listeners, of gRPC, of how the optimizer works or of how artifacts are judged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
-from artifacts import texts
-from artifacts.digest import sha256_file
-from artifacts.errors import ArtifactError, CorruptArtifactError, StoreError, TextError
+from artifacts.errors import ArtifactError, BugError, CorruptArtifactError, StoreError
+from artifacts.host_figures import HostFigures
+from artifacts.isa import isa_class
 from artifacts.manifest import Manifest
-from artifacts.protocol import (
-    BuildEvent,
-    BuildFailed,
-    BuildRequest,
-    Built,
-    PlannedVariant,
-    Progress,
-    StageBegun,
-    StageMeasured,
-)
+from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.store import Store, StoredArtifact
-from server.catalog import BuildProgress, VariantState
-from server.engine.messages import Attach, Command
-from server.errors import ServerError
+from server.budget import Budget, OnBreach, prefixes
+from server.catalog import VariantState
+from server.engine.messages import Attach, Command, Detach
+from server.errors import OptimizerError, OverBudgetError, ServerError
+from server.figures import text_digest
+from server.judging import Attempt, Judging
 from server.loading import Loaded
 from server.optimizer import Optimizer
+from server.planning import part, part_request
+from server.tracking import ProgressTracker
 from server.variants import Variants
 
 _log = structlog.get_logger(__name__)
@@ -67,7 +65,10 @@ class Lifecycle:
         post: Hands commands to the engine.
         record: Is told of durations.
         step_tokens: Token budget of one step.
+        budgets: What each variant may lose; those that are not named have no limit.
+        isa: This machine's class of processor.
         clock: Monotonic seconds.
+        figures: Looks up what was measured of an artifact on this machine.
     """
 
     variants: Variants
@@ -79,37 +80,81 @@ class Lifecycle:
     post: Callable[[Command], None]
     record: StartupRecord
     step_tokens: int
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    isa: str = field(default_factory=isa_class)
     clock: Callable[[], float] = time.monotonic
+    figures: Callable[[str], HostFigures | None] = lambda _: None
 
     async def run(self) -> None:
-        """Bring every variant to READY or FAILED."""
+        """Bring every variant to READY or FAILED, then judge those that serve unverified."""
         for name, planned in self.planned.items():
             self.variants.change(name, chain=planned.chain, recipe=planned.recipe)
         for name in self.variants.names():
-            try:
+            with self._losing_only(name):
                 await self._bring_up(name, self.planned[name])
-            except (ArtifactError, ServerError) as error:
-                self._fail(name, str(error))
-            except Exception as error:  # noqa: BLE001 - the other variants must still serve
-                _log.exception("unexpected failure", variant=name)
-                self._fail(name, f"Unexpected failure: {type(error).__name__}: {error}")
+        for name in self._judging.waiting():
+            with self._losing_only(name):
+                await self._verify(name)
+
+    @contextmanager
+    def _losing_only(self, name: str) -> Iterator[None]:
+        """Whatever goes wrong costs this variant alone: the others must still serve."""
+        try:
+            yield
+        except (ArtifactError, ServerError) as error:
+            self._fail(name, str(error))
+        except Exception as error:  # noqa: BLE001 - a bug too is the fault of one variant
+            _log.exception("unexpected failure", variant=name)
+            self._fail(name, f"Unexpected failure: {type(error).__name__}: {error}")
 
     async def _bring_up(self, name: str, planned: PlannedVariant) -> None:
         for warning in planned.warnings:
             _log.warning("chain", variant=name, warning=warning)
+        try:
+            await self._attempt(name, Attempt(planned))
+        except OverBudgetError as over:
+            if not self._rolls_back(name):
+                raise
+            await self._roll_back(name, over)
+
+    async def _roll_back(self, name: str, over: OverBudgetError) -> None:
+        """Serve the longest part of the chain that keeps to the budget; the original always may."""
+        whole = self.planned[name]
+        lengths = prefixes(whole.chain)
+        answer = await self.optimizer.plan(part_request(self.request(name, whole), lengths))
+        for error in answer.errors:
+            raise OptimizerError(error.message, remedy=error.remedy, path=error.path)
+        for kept in lengths:
+            planned = answer.variants[part(name, kept)]
+            _log.warning("rolling back", variant=name, stages_kept=kept, reasons=over.breaches)
+            self.variants.change(
+                name, recipe=planned.recipe, artifact=None, manifest=None, error=None
+            )
+            left_out = len(whole.chain) - kept
+            with suppress(OverBudgetError):
+                await self._attempt(name, Attempt(planned, left_out, over.breaches))
+                return
+
+    async def _attempt(self, name: str, attempt: Attempt) -> None:
+        """Serve what is planned: the artifact that the store holds, or a new one.
+
+        Raises:
+            OverBudgetError: It may not serve.
+        """
+        planned = attempt.planned
         if planned.artifact is not None:
             try:
-                await self._bring_up_found(name, planned.artifact)
+                await self._bring_up_found(name, planned.artifact, attempt)
             except CorruptArtifactError as damage:
                 await self._forget(name, planned.artifact, damage)
             else:
                 await self._compare_texts(name, planned)
                 return
-        artifact = await self._build(name, planned)
+        artifact = await self._build(name, attempt)
         stored = await self._open(name, artifact)
-        await self._serve(name, artifact, stored)
+        await self._judge_and_serve(name, artifact, stored, attempt)
 
-    async def _bring_up_found(self, name: str, artifact: str) -> None:
+    async def _bring_up_found(self, name: str, artifact: str, attempt: Attempt) -> None:
         """Serve what the store holds.
 
         Raises:
@@ -117,7 +162,7 @@ class Lifecycle:
         """
         stored = await self._open(name, artifact)
         try:
-            await self._serve(name, artifact, stored)
+            await self._judge_and_serve(name, artifact, stored, attempt)
         except (ArtifactError, OSError):
             # The disk may have changed it behind the store's record; an error that is told of a
             # whole artifact has another cause, and building again would only repeat it.
@@ -126,16 +171,12 @@ class Lifecycle:
 
     async def _compare_texts(self, name: str, planned: PlannedVariant) -> None:
         """Say so when what was found was measured on another text than the config names by now."""
-        view, text = self.variants.get(name), self.request(name, planned).evaluation
+        view = self.variants.get(name)
         quality = None if view is None or view.manifest is None else view.manifest.quality
-        if text is None or quality is None or quality.text_sha256 is None:
+        if quality is None or quality.text_sha256 is None:
             return
-        try:
-            digest = await asyncio.to_thread(sha256_file, texts.check(text.text))
-        except (TextError, OSError) as error:  # the plan has refused what nobody could build with
-            _log.warning("evaluation text cannot be read", variant=name, error=str(error))
-            return
-        if digest != quality.text_sha256:
+        digest = await text_digest(self.request(name, planned))
+        if digest is not None and digest != quality.text_sha256:
             _log.warning(
                 "quality was measured on another text than evaluation.text",
                 variant=name,
@@ -164,17 +205,55 @@ class Lifecycle:
     async def _open(self, name: str, artifact: str) -> StoredArtifact:
         self.variants.change(name, state=VariantState.LOADING, progress=None)
         stored = await asyncio.to_thread(self.store.open, artifact)
-        self.variants.change(name, artifact=artifact, manifest=stored.manifest)
+        figures = await asyncio.to_thread(self.figures, artifact)
+        self.variants.change(name, artifact=artifact, manifest=stored.manifest, figures=figures)
         return stored
 
-    async def _serve(self, name: str, artifact: str, stored: StoredArtifact) -> None:
-        """Load and attach, unless artifacts are all that is wanted."""
+    async def _judge_and_serve(
+        self, name: str, artifact: str, stored: StoredArtifact, attempt: Attempt
+    ) -> None:
+        """Load and attach what may serve, unless artifacts are all that is wanted."""
+        await self._judging.before_serving(
+            name, artifact, stored.manifest, attempt, may_wait=self._may_wait(name, attempt)
+        )
         if self.load is None:
-            self.variants.change(name, state=VariantState.READY)
+            self.variants.change(name, state=VariantState.READY, progress=None)
             return
-        self._attach(name, artifact, stored, await asyncio.to_thread(self.load, stored))
+        self.variants.change(name, state=VariantState.LOADING, progress=None)
+        self._attach(name, artifact, await asyncio.to_thread(self.load, stored))
 
-    def _attach(self, name: str, artifact: str, stored: StoredArtifact, loaded: Loaded) -> None:
+    async def _verify(self, name: str) -> None:
+        """Judge what serves already, and withdraw it when it is over the budget.
+
+        Raises:
+            OverBudgetError: It is, and nothing takes its place.
+        """
+        view = self.variants.get(name)
+        if view is None or view.artifact is None or view.manifest is None:
+            raise BugError(f"Variant {name!r} serves without an artifact.")
+        over: OverBudgetError | None = None
+        attempt = Attempt(self.planned[name])
+        try:
+            await self._judging.after_serving(name, view.artifact, view.manifest, attempt)
+        except OverBudgetError as error:
+            over = error
+        self._describe(name, view.artifact)  # by now with figures
+        if over is None:
+            return
+        if not self._rolls_back(name):
+            self.post(Detach(name, when_idle=True))
+            raise over
+        await self._withdraw(name)
+        await self._roll_back(name, over)
+
+    async def _withdraw(self, name: str) -> None:
+        """Take no new requests, and wait until those that run have ended."""
+        loop, gone = asyncio.get_running_loop(), asyncio.Event()
+        self.variants.change(name, state=VariantState.PENDING)
+        self.post(Detach(name, when_idle=True, gone=lambda: loop.call_soon_threadsafe(gone.set)))
+        await gone.wait()
+
+    def _attach(self, name: str, artifact: str, loaded: Loaded) -> None:
         self.post(
             Attach(
                 variant=name,
@@ -185,22 +264,41 @@ class Lifecycle:
                 weight=self._weight(name),
             )
         )
-        self.record.describe(name, artifact, stored.manifest)
         self.record.took("load", loaded.load_s, name)
         self.record.took("warm_up", loaded.warm_up_s, name)
+        self._describe(name, artifact)
         self.variants.change(
             name, state=VariantState.READY, tokenizer=loaded.tokenizer, limits=loaded.limits
         )
 
-    async def _build(self, name: str, planned: PlannedVariant) -> str:
+    def _describe(self, name: str, artifact: str) -> None:
+        view = self.variants.get(name)
+        if view is not None and view.manifest is not None:
+            self.record.describe(name, artifact, view.manifest)
+
+    async def _build(self, name: str, attempt: Attempt) -> str:
         begun_s = self.clock()
         self.variants.building(name)
-        tracker = _ProgressTracker(self.variants, name)
+        request = self.request(name, attempt.planned)
+        if self._may_wait(name, attempt):
+            request = request.model_copy(update={"measure": False})
+        tracker = ProgressTracker(self.variants, name)
         built = await self.optimizer.build(
-            self.request(name, planned), tracker.observe, background=self.variants.any_ready
+            request, tracker.observe, background=self.variants.any_ready
         )
         self.record.took("build", self.clock() - begun_s, name)
         return built.artifact
+
+    @property
+    def _judging(self) -> Judging:
+        return Judging(self.variants, self.budgets, self.request, self.optimizer, self.isa)
+
+    def _rolls_back(self, name: str) -> bool:
+        return self.budgets[name].on_breach is OnBreach.ROLLBACK
+
+    def _may_wait(self, name: str, attempt: Attempt) -> bool:
+        """Whether measuring comes after serving."""
+        return self.load is not None and self._judging.may_wait(name, attempt)
 
     def _weight(self, name: str) -> float:
         """The variant's share of engine time relative to an equal one."""
@@ -212,48 +310,3 @@ class Lifecycle:
 
     def _fail(self, name: str, message: str) -> None:
         self.variants.change(name, state=VariantState.FAILED, error=message, progress=None)
-
-
-class _ProgressTracker:
-    """Turns a build's events into the variant's progress and the log."""
-
-    def __init__(self, variants: Variants, name: str) -> None:
-        self._variants = variants
-        self._name = name
-        self._progress = BuildProgress()
-
-    def observe(self, event: BuildEvent) -> None:
-        match event:
-            case StageBegun():
-                _log.info(
-                    "stage",
-                    variant=self._name,
-                    stage=event.stage,
-                    number=f"{event.index + 1}/{event.count}",
-                    reused=event.reused or None,
-                )
-                self._progress = BuildProgress(
-                    stage=event.stage, stage_index=event.index, stage_count=event.count
-                )
-            case Progress():
-                self._progress = BuildProgress(
-                    stage=event.stage,
-                    stage_index=self._progress.stage_index,
-                    stage_count=self._progress.stage_count,
-                    fraction=event.fraction,
-                    message=event.message,
-                )
-            case StageMeasured():
-                quality = event.record.quality
-                _log.info(
-                    "stage measured",
-                    variant=self._name,
-                    stage=event.record.stage,
-                    seconds=round(event.record.seconds, 2),
-                    megabytes=round(event.record.size_bytes / 1e6, 2),
-                    kl_mean=None if quality is None else round(quality.kl_mean, 5),
-                )
-                return
-            case Built() | BuildFailed():
-                return
-        self._variants.progressed(self._name, self._progress)

@@ -2,7 +2,7 @@
 
 Owns the routes and a uvicorn server in the caller's event loop, without signal handlers of its
 own. ``/livez``: process and engine answer. ``/healthz``: the default variant serves. ``/readyz``:
-every configured variant is ready or has failed. Knows nothing of how these come about.
+every configured variant was once ready or failed. Knows nothing of how these come about.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Health(Protocol):
         ...
 
     def settled(self) -> bool:
-        """Whether no variant is still on its way."""
+        """Whether every variant was once ready or failed."""
         ...
 
     def views(self) -> tuple[VariantView, ...]:

@@ -1,4 +1,4 @@
-"""The optimizer as the server sees it: a program of its own, asked to ``plan`` and to ``build``.
+"""The optimizer as the server sees it: a program of its own that plans, builds and judges.
 
 Owns the questions, what each answer means, and how a missing one is told. Knows nothing of states
 of variants, of what a stage does, or of how a process is watched (``server.child``).
@@ -14,11 +14,14 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from artifacts.manifest import Quality
 from artifacts.protocol import (
     BuildEvent,
     BuildFailed,
     BuildRequest,
     Built,
+    Judged,
+    JudgeRequest,
     PlanRequest,
     PlanResponse,
     build_event,
@@ -41,6 +44,12 @@ class Optimizer(Protocol):
         self, request: BuildRequest, observe: Callable[[BuildEvent], None], *, background: bool
     ) -> Built:
         """Build one variant into the store."""
+        ...
+
+    async def judge(
+        self, request: JudgeRequest, observe: Callable[[BuildEvent], None], *, background: bool
+    ) -> Quality:
+        """Measure a stored artifact."""
         ...
 
 
@@ -96,7 +105,34 @@ class ChildOptimizer:
         Raises:
             OptimizerError: It ended without an artifact.
         """
-        async with self._child("build", threads=request.threads, variant=request.variant) as child:
+        final = await self._final("build", request, observe, background=background)
+        if not isinstance(final, Built):
+            raise _not_understood("build", request.variant, final)
+        return final
+
+    async def judge(
+        self, request: JudgeRequest, observe: Callable[[BuildEvent], None], *, background: bool
+    ) -> Quality:
+        """Measure a stored artifact; arguments as in ``build``.
+
+        Raises:
+            OptimizerError: It ended without figures.
+        """
+        final = await self._final("judge", request, observe, background=background)
+        if not isinstance(final, Judged):
+            raise _not_understood("judge", request.variant, final)
+        return final.quality
+
+    async def _final(
+        self,
+        act: str,
+        request: BuildRequest | JudgeRequest,
+        observe: Callable[[BuildEvent], None],
+        *,
+        background: bool,
+    ) -> Built | Judged:
+        """Have a child do it; gives the event that ends it well."""
+        async with self._child(act, threads=request.threads, variant=request.variant) as child:
             if background:
                 child.lower_priority()
             await child.tell(request.model_dump_json())
@@ -104,14 +140,10 @@ class ChildOptimizer:
                 try:
                     event = build_event.validate_json(line)
                 except ValidationError:
-                    raise OptimizerError(
-                        f"The build of variant {request.variant!r} said something that is not "
-                        f"understood: {line[:200]!r}.",
-                        remedy="Are the server and the optimizer of the same version?",
-                    ) from None
+                    raise _not_understood(act, request.variant, line) from None
                 observe(event)
                 match event:
-                    case Built():
+                    case Built() | Judged():
                         return event
                     case BuildFailed():
                         raise OptimizerError(
@@ -119,7 +151,7 @@ class ChildOptimizer:
                         )
                     case _:
                         pass
-            raise await child.died(request.variant)
+            raise await child.died(act, request.variant)
 
     @contextlib.asynccontextmanager
     async def _child(
@@ -130,3 +162,11 @@ class ChildOptimizer:
             yield child
         finally:
             await child.end()
+
+
+def _not_understood(act: str, variant: str, said: object) -> OptimizerError:
+    return OptimizerError(
+        f"The {act} of variant {variant!r} said something that is not understood: "
+        f"{str(said)[:200]}.",
+        remedy="Are the server and the optimizer of the same version?",
+    )

@@ -6,18 +6,21 @@ Owns the requests to the optimizer. Knows nothing of processes or of variants' s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.protocol import (
     BuildRequest,
+    JudgeRequest,
     PlannedVariant,
     PlanRequest,
     PlanResponse,
     Texts,
 )
+from server.budget import Budget
+from server.config.budgets import budget_of
 from server.config.errors import ConfigError
 from server.config.fields import Config, TextFile
 from server.errors import OptimizerError
@@ -37,6 +40,12 @@ class Planned:
         """The artifact store's folder."""
         return Path(self.config.store).expanduser()
 
+    @property
+    def budgets(self) -> dict[str, Budget]:
+        """The budget of each variant that has one."""
+        found = {name: budget_of(self.config, name) for name in self.config.variants}
+        return {name: budget for name, budget in found.items() if budget is not None}
+
     def build_request(self, variant: str, planned: PlannedVariant, *, threads: int) -> BuildRequest:
         """What the optimizer is asked to build."""
         config = self.config
@@ -53,6 +62,23 @@ class Planned:
             threads=config.optimizer.threads or threads,
             optimum_python=config.optimizer.optimum_python,
         )
+
+
+def judge_request(build: BuildRequest, artifact: str) -> JudgeRequest:
+    """What the optimizer is asked to measure, of what it was (or would be) asked to build."""
+    same = build.model_dump(include=set(JudgeRequest.model_fields))
+    return JudgeRequest(**same, artifact=artifact)
+
+
+def part_request(build: BuildRequest, lengths: Iterable[int]) -> PlanRequest:
+    """The question of which recipes belong to the first stages of a variant's chain."""
+    same = build.model_dump(include=set(PlanRequest.model_fields))
+    return PlanRequest(**same, variants={part(build.variant, n): build.chain[:n] for n in lengths})
+
+
+def part(variant: str, length: int) -> str:
+    """What the first stages of a variant's chain are called in that question."""
+    return f"{variant}[:{length}]"
 
 
 async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) -> Planned:

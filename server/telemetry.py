@@ -13,7 +13,9 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from artifacts.host_figures import HostFigures
 from artifacts.manifest import Manifest, canonical_json
+from server.catalog import BudgetState, BudgetView
 from server.engine.messages import EngineObserver, StepKind, VariantLoad
 from server.errors import Status
 from server.observer import RequestObserver, RequestRecord
@@ -100,6 +102,15 @@ class _Families:
             "Quality against the original model, measured when the artifact was built.",
             "measure",
         )
+        self.speed = gauge(
+            "inference_variant_speed",
+            "Speed and memory as `inference-unlimited compare` measured them on this machine.",
+            "measure",
+        )
+        self.within_budget = gauge(
+            "inference_variant_within_budget",
+            "1: the artifact keeps to its budget, 0: it does not; absent while nobody knows.",
+        )
         self.startup = gauge(
             "inference_startup_seconds", "How long each phase of starting took.", "phase"
         )
@@ -146,6 +157,7 @@ class Telemetry(RequestObserver, EngineObserver):
         self._model = model
         self._families = _Families(self.registry)
         self._variants: dict[str, _VariantMetrics] = {}
+        self._described: dict[str, tuple[str, ...]] = {}  # variant -> labels of what serves
 
     def add_variant(self, variant: str) -> None:
         """Make the series of a configured variant, before anything is observed of it."""
@@ -154,8 +166,11 @@ class Telemetry(RequestObserver, EngineObserver):
     def describe(self, variant: str, artifact: str, manifest: Manifest) -> None:
         """Show what serves: artifact, chain, size and measured quality."""
         labels = (self._model, variant)
-        chain = canonical_json(manifest.chain).decode()
-        self._families.info.labels(*labels, artifact, chain).set(1)
+        info = (*labels, artifact, canonical_json(manifest.chain).decode())
+        if (before := self._described.get(variant, info)) != info:
+            self._families.info.remove(*before)
+        self._described[variant] = info
+        self._families.info.labels(*info).set(1)
         self._families.size.labels(*labels).set(manifest.size_bytes)
         if manifest.quality is not None:
             about = {"documents", "positions", "isa", "text_sha256", "by_document"}
@@ -163,6 +178,25 @@ class Telemetry(RequestObserver, EngineObserver):
             for measure, value in figures.items():
                 if value is not None:
                     self._families.quality.labels(*labels, measure).set(value)
+
+    def measured(self, variant: str, figures: HostFigures) -> None:
+        """Show what was measured on this machine: speeds, and the intervals of quality."""
+        labels = (self._model, variant)
+        for measure, figure in figures.speeds.items():
+            self._families.speed.labels(*labels, measure).set(figure.value)
+        for measure, figure in figures.quality.items():
+            for end, value in (("low", figure.low), ("high", figure.high)):
+                if value is not None:
+                    self._families.quality.labels(*labels, f"{measure}_{end}").set(value)
+
+    def judged(self, variant: str, budget: BudgetView) -> None:
+        """Show how a variant stands to its budget."""
+        labels = (self._model, variant)
+        if budget.state is BudgetState.UNVERIFIED:
+            self._families.within_budget.remove(*labels)
+        else:
+            is_within = budget.state is BudgetState.WITHIN
+            self._families.within_budget.labels(*labels).set(is_within)
 
     def took(self, phase: str, seconds: float, variant: str = "") -> None:
         """A phase of starting is over."""

@@ -14,7 +14,7 @@ from server.exit_codes import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from artifacts.manifest import Manifest
+    from server.catalog import VariantView
     from server.config.fields import Config
     from server.variants import Variants
 
@@ -28,7 +28,7 @@ def build(
     """Build every variant of a config into the store, and show what came of it.
 
     What the store already holds is not built again. Exit codes: 0 all are there, 1 at least one
-    failed, 2 config error.
+    failed or is refused for its budget, 2 config error.
     """
     import asyncio
 
@@ -45,13 +45,10 @@ def build(
 async def _build(source: str, read: Callable[[], Config], *, verify: bool) -> Variants:
     import asyncio
 
-    from artifacts.store import Store
-    from server import logs, machine
-    from server.lifecycle import Lifecycle
+    from server import logs
+    from server.building import build_variants
     from server.optimizer import ChildOptimizer
     from server.planning import plan
-    from server.progress import ProgressBars
-    from server.variants import Variants
 
     logs.configure("info", "auto")  # until the config says otherwise
     optimizer = ChildOptimizer()
@@ -60,44 +57,31 @@ async def _build(source: str, read: Callable[[], Config], *, verify: bool) -> Va
     logs.configure(config.log.level, config.log.format)
     if verify:
         planned = await asyncio.to_thread(verified, planned)
-    variants = Variants(tuple(config.variants), config.traffic)
-    threads = machine.usable_cores()
-    with ProgressBars() as bars:
-        variants.watch(bars.show)
-        await Lifecycle(
-            variants=variants,
-            planned=planned.response.variants,
-            request=lambda name, spec: planned.build_request(name, spec, threads=threads),
-            optimizer=optimizer,
-            store=Store(planned.store),
-            load=None,
-            post=lambda _: None,
-            record=_Unrecorded(),
-            step_tokens=config.engine.step_tokens,
-        ).run()
-    return variants
-
-
-class _Unrecorded:
-    """Nobody scrapes a build."""
-
-    def took(self, phase: str, seconds: float, variant: str = "") -> None:
-        """See ``StartupRecord``."""
-
-    def describe(self, variant: str, artifact: str, manifest: Manifest) -> None:
-        """See ``StartupRecord``."""
+    return await build_variants(planned, optimizer)
 
 
 def _show(variants: Variants) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("variant", "state", "artifact", "MB", "KL mean", "top-1 agreement")
+    table = Table("variant", "state", "artifact", "MB", "KL mean", "top-1 agreement", "budget")
     for view in variants.views:
         row = [view.name, "built" if view.error is None else "failed"]
         if view.manifest is not None:
             row += [(view.artifact or "")[:12], f"{view.manifest.size_bytes / 1e6:.2f}"]
-            if (quality := view.manifest.quality) is not None:
-                row += [f"{quality.kl_mean:.5f}", f"{quality.top1_agreement:.4f}"]
+            quality = view.manifest.quality
+            row += (
+                ["", ""]
+                if quality is None
+                else [f"{quality.kl_mean:.5f}", f"{quality.top1_agreement:.4f}"]
+            )
+            row += [_budget(view)]
         table.add_row(*row)
     Console().print(table)
+
+
+def _budget(view: VariantView) -> str:
+    if view.budget is None:
+        return ""
+    left_out = view.budget.rolled_back_stages
+    return view.budget.state.value + (f", without the last {left_out}" if left_out else "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.commands.options import ModelOption, config_reader, failures
+from server.commands.options import ConfigFile, ModelOption, config_reader, failures
 from server.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def search(
-    config: Annotated[Path, typer.Argument(help="YAML file whose chains may leave things open.")],
+    config: ConfigFile = None,
     model: ModelOption = None,
     *,
     trials: Annotated[

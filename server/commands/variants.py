@@ -44,6 +44,8 @@ def _as_dict(variant: pb.Variant) -> dict[str, Any]:
     # As in the config and in the messages: without the enumeration's prefix, and not in quotes.
     shown["state"] = _state(variant)
     shown["chain"] = json.loads(shown.pop("chain_json") or "[]")
+    if variant.HasField("budget"):
+        shown["budget"]["state"] = _budget_state(variant)
     return shown
 
 
@@ -70,7 +72,7 @@ def _show(found: list[pb.Variant]) -> None:
         quality = _quality(variant)
         cells = (
             variant.name + (" (default)" if variant.is_default else ""),
-            _state(variant) + _progress(variant),
+            _state(variant) + _progress(variant) + _standing(variant),
             f"{variant.size_bytes / 1e6:.1f} MB" if variant.size_bytes else "",
             "" if quality is None else f"{quality.kl_mean:.4f}",
             "" if quality is None else f"{quality.top1_agreement:.1%}",
@@ -82,12 +84,32 @@ def _show(found: list[pb.Variant]) -> None:
     for variant in found:
         if variant.error:
             console.print(Text(of_variant(variant.name, variant.error), style="red"))
+        elif variant.budget.notes:
+            note = " ".join(variant.budget.notes)
+            console.print(Text(of_variant(variant.name, note), style="yellow"))
 
 
 def _state(variant: pb.Variant) -> str:
     from protos import inference_pb2 as pb
 
     return pb.VariantState.Name(variant.state).removeprefix("VARIANT_STATE_").lower()
+
+
+def _budget_state(variant: pb.Variant) -> str:
+    from protos import inference_pb2 as pb
+
+    return pb.BudgetState.Name(variant.budget.state).removeprefix("BUDGET_STATE_").lower()
+
+
+def _standing(variant: pb.Variant) -> str:
+    """What is to be known of a variant that serves although not all is as configured."""
+    if _state(variant) != "ready" or not variant.HasField("budget"):
+        return ""
+    if left_out := variant.budget.rolled_back_stages:
+        return f" (without the last {left_out} of its stages)"
+    return {"exceeded": " (over budget)", "unverified": " (unverified)"}.get(
+        _budget_state(variant), ""
+    )
 
 
 def _progress(variant: pb.Variant) -> str:

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from artifacts.host_figures import Host
 from artifacts.isa import isa_class
 from server.machine import usable_cores
 
@@ -36,6 +37,15 @@ class Machine:
     system: str
     python: str
     libraries: dict[str, str]
+
+    def host(self, threads: int) -> Host:
+        """What a figure of speed belongs to when this many threads compute."""
+        return Host(
+            processor=self.processor,
+            isa=self.isa,
+            cores=threads,
+            onnxruntime=self.libraries["onnxruntime"],
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For the results."""

@@ -193,7 +193,10 @@ class ServerProcess:
         return ServerProcessError(f"The server {how}.{ended} Its last words:\n{last}")
 
     def _settled(self) -> dict[str, Any] | None:
-        status, body = self.get("/readyz")
+        try:
+            status, body = self.get("/readyz")
+        except urllib.error.URLError:  # it is about to end; that is told when it has
+            return None
         return json.loads(body) if status == 200 else None
 
     def _read(self) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,16 +82,26 @@ class Client:
         self._stub: Any = pb_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
 
     async def describe(self) -> pb.Variant:
-        """All that the server says of its variant."""
-        variant: pb.Variant = await self._stub.GetVariant(
-            pb.GetVariantRequest(), timeout=_CONNECT_S
-        )
+        """All that the server says of its variant.
+
+        Raises:
+            StreamError: The server does not answer.
+        """
+        with _refusals():
+            variant: pb.Variant = await self._stub.GetVariant(
+                pb.GetVariantRequest(), timeout=_CONNECT_S
+            )
         return variant
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text, without special ones."""
+        """Token ids of a text, without special ones.
+
+        Raises:
+            StreamError: The server refuses.
+        """
         request = pb.TokenizeRequest(text=text, add_special_tokens=False)
-        response = await self._stub.Tokenize(request, timeout=_REQUEST_S)
+        with _refusals():
+            response = await self._stub.Tokenize(request, timeout=_REQUEST_S)
         return tuple(response.token_ids)
 
     async def generate(self, prompt: Sequence[int], sampling: pb.SamplingParameters) -> Stream:
@@ -105,17 +115,13 @@ class Client:
         arrivals: list[tuple[float, int]] = []
         tokens: list[int] = []
         finish: pb.Finish | None = None
-        try:
+        with _refusals():
             async for response in self._stub.Generate(request, timeout=_REQUEST_S):
                 if response.token_ids:
                     arrivals.append((time.monotonic(), len(response.token_ids)))
                     tokens.extend(response.token_ids)
                 if response.HasField("finish"):
                     finish = response.finish
-        except grpc.aio.AioRpcError as error:
-            raise StreamError(
-                f"The server ended a stream: {error.code().name.lower()}: {error.details()}"
-            ) from None
         if finish is None or not arrivals:
             raise StreamError("The server ended a stream without a token.")
         return Stream(begun_s, tuple(arrivals), tuple(tokens), finish.usage.cached_tokens)
@@ -125,6 +131,16 @@ class Client:
     ) -> tuple[Stream, ...]:
         """Stream several completions at the same time."""
         return tuple(await asyncio.gather(*(self.generate(one, sampling) for one in prompts)))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise StreamError(
+            f"The server refused a request: {error.code().name.lower()}: {error.details()}"
+        ) from None
 
 
 def exactly(tokens: int) -> pb.SamplingParameters:

@@ -41,6 +41,8 @@ HANG_FACTOR = 10.0
 RELOAD_FACTOR = 10.0
 """Loading a session anew may take this many times what any step may."""
 
+_NOT_SERVED = "The variant is not served."
+
 
 class _Stop:
     """Wakes the thread up to end."""
@@ -83,6 +85,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Command | _Stop] = queue.SimpleQueue()
         self._lanes: dict[str, Lane] = {}
         self._owners: dict[str, str] = {}  # request -> variant
+        self._leaving: dict[str, Detach] = {}  # lanes that go as soon as they are idle
         self._turns = Turns()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
@@ -142,6 +145,7 @@ class Engine:
             self._receive(block=False)
             if self._stopping:
                 break
+            self._see_off()
             name = self._turns.next(lane.variant for lane in self._lanes.values() if lane.busy)
             if name is None:
                 self._receive(block=True)
@@ -186,8 +190,11 @@ class Engine:
                 self._cancel(command)
             case Attach():
                 self._attach(command)
+            case Detach(when_idle=True) if command.variant in self._lanes:
+                self._leaving[command.variant] = command
             case Detach():
-                self._detach(command.variant, "The variant is no longer served.")
+                self._detach(command.variant, _NOT_SERVED)
+                command.gone()
             case _Stop():
                 self._stopping = True
             case _:
@@ -195,8 +202,8 @@ class Engine:
 
     def _submit(self, request: Submit) -> None:
         lane = self._lanes.get(request.variant)
-        if lane is None:
-            self._emit([refusal(request, "The variant is not served.")])
+        if lane is None or request.variant in self._leaving:
+            self._emit([refusal(request, _NOT_SERVED)])
             return
         self._owners[request.request_id] = request.variant
         refused = lane.submit(request)
@@ -218,12 +225,20 @@ class Engine:
         self._turns.add(command.variant, command.weight)
         self._settle(lane, [])
 
+    def _see_off(self) -> None:
+        """Let those lanes go that wanted to finish their requests first and have."""
+        idle = [name for name in self._leaving if not self._lanes[name].busy]
+        for variant in idle:
+            self._detach(variant, _NOT_SERVED)
+
     def _detach(self, variant: str, message: str) -> None:
         lane = self._lanes.pop(variant, None)
         if lane is None:
             return
         self._turns.remove(variant)
         self._settle(lane, lane.fail_all(FailureCode.UNAVAILABLE, message))
+        if (leaving := self._leaving.pop(variant, None)) is not None:
+            leaving.gone()
 
     def _advance(self, lane: Lane) -> None:
         expired = lane.expire()

@@ -83,9 +83,15 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Detach:
-    """Stop serving a variant; its requests end UNAVAILABLE."""
+    """Stop serving a variant: new requests end UNAVAILABLE.
+
+    So do those that it has, unless it leaves ``when_idle``: then they may finish. ``gone`` is
+    called on the engine's thread when the last has ended; it must not block.
+    """
 
     variant: str
+    when_idle: bool = False
+    gone: Callable[[], object] = lambda: None
 
 
 Command = Submit | Cancel | Attach | Detach

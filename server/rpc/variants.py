@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
+from artifacts.host_figures import Figure, HostFigures
 from artifacts.manifest import Manifest, Quality, StageRecord
 from protos import inference_pb2 as pb
-from server.catalog import VariantState, VariantView
+from server.catalog import BudgetState, VariantState, VariantView
 
 _STATES = {
     VariantState.PENDING: pb.VARIANT_STATE_PENDING,
@@ -14,6 +16,11 @@ _STATES = {
     VariantState.LOADING: pb.VARIANT_STATE_LOADING,
     VariantState.READY: pb.VARIANT_STATE_READY,
     VariantState.FAILED: pb.VARIANT_STATE_FAILED,
+}
+_BUDGETS = {
+    BudgetState.WITHIN: pb.BUDGET_STATE_WITHIN,
+    BudgetState.EXCEEDED: pb.BUDGET_STATE_EXCEEDED,
+    BudgetState.UNVERIFIED: pb.BUDGET_STATE_UNVERIFIED,
 }
 
 
@@ -41,9 +48,32 @@ def variant_message(view: VariantView, *, is_default: bool) -> pb.Variant:
         message.progress.fraction = progress.fraction
         message.progress.elapsed_seconds = progress.elapsed_s
         message.progress.message = progress.message
+    if (budget := view.budget) is not None:
+        message.budget.state = _BUDGETS[budget.state]
+        for field, limit in budget.limits.items():
+            message.budget.limits[field] = limit
+        message.budget.notes.extend(budget.notes)
+        message.budget.rolled_back_stages = budget.rolled_back_stages
     if view.manifest is not None:
         _fill_manifest(message, view.manifest)
+    if view.figures is not None:
+        message.host_figures.CopyFrom(_host_figures(view.figures))
     return message
+
+
+def _host_figures(figures: HostFigures) -> pb.HostFigures:
+    return pb.HostFigures(
+        **figures.host.model_dump(),
+        measured=figures.measured,
+        rounds=figures.rounds,
+        disturbed_rounds=figures.disturbed_rounds,
+        speeds=_figures(figures.speeds),
+        quality=_figures(figures.quality),
+    )
+
+
+def _figures(figures: Mapping[str, Figure]) -> dict[str, pb.Figure]:
+    return {measure: pb.Figure(**figure.model_dump()) for measure, figure in figures.items()}
 
 
 def _fill_manifest(message: pb.Variant, manifest: Manifest) -> None:

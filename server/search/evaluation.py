@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import structlog
+
 from artifacts.errors import ArtifactError
+from artifacts.isa import isa_class
 from artifacts.manifest import Quality
 from artifacts.protocol import BuildEvent, PlannedVariant
 from artifacts.store import Store
@@ -21,11 +24,14 @@ from server.budget import Budget
 from server.config.budgets import budget_of
 from server.config.fields import Config, VariantSection
 from server.errors import OptimizerError, ServerError
+from server.figures import doubt
 from server.optimizer import Optimizer
-from server.planning import Planned, plan_request
+from server.planning import Planned, judge_request, plan_request
 from server.search.objectives import Measures
 from server.search.probing import Prober
 from server.search.records import Kind, Result
+
+_log = structlog.get_logger(__name__)
 
 TIMED = "probing"
 """What a trial does while its speed is taken, as ``observe`` is told."""
@@ -117,9 +123,13 @@ class Evaluator:
                 raise
             return Result(Kind.FAILED, planned.recipe, reason=str(error))
         manifest = (await asyncio.to_thread(self._store.open, artifact)).manifest
+        try:
+            quality = await self._quality(variant, planned, artifact, manifest.quality)
+        except OptimizerError as error:
+            return Result(Kind.FAILED, planned.recipe, artifact, reason=str(error))
         result = judged(
             Result(Kind.MEASURED, planned.recipe, artifact),
-            manifest.quality,
+            quality,
             manifest.size_bytes,
             self.budget(variant),
         )
@@ -157,6 +167,24 @@ class Evaluator:
             return await self._prober(config, variant, round_=None)
         except ServerError:
             return await self._prober(config, variant, round_=None)
+
+    async def _quality(
+        self, variant: str, planned: PlannedVariant, artifact: str, stored: Quality | None
+    ) -> Quality | None:
+        """The quality of an artifact, measured anew where the store's figures are of other texts.
+
+        Raises:
+            OptimizerError: It cannot be measured.
+        """
+        request = self._planned.build_request(variant, planned, threads=self._threads)
+        budget = self.budget(variant)
+        budget = replace(budget, kl_mean=budget.kl_mean or math.inf)  # it is needed in any case
+        if (why := await doubt(budget, stored, request, isa_class())) is None:
+            return stored
+        _log.info("measuring quality", variant=variant, reason=why)
+        return await self._optimizer.judge(
+            judge_request(request, artifact), self._observe, background=False
+        )
 
     async def _build(self, variant: str, planned: PlannedVariant) -> str:
         request = self._planned.build_request(variant, planned, threads=self._threads)

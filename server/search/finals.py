@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from server.comparison.order import order
 from server.errors import ServerError
 from server.search.front import adds, front, spread
 from server.search.objectives import Measures, Objective
@@ -119,15 +120,15 @@ def contenders(
 async def measured_in_turns(
     entries: Sequence[Contender], time: Time, *, rounds: int, doing: Callable[[int, str], None]
 ) -> list[Contender]:
-    """Time every contender once per round, each round beginning with another one.
+    """Time every contender once per round, each round in another order.
 
     One that cannot be served any more is left out, with a warning.
     """
     figures: dict[str, list[Measures]] = {one.name: [] for one in entries}
     done = 0
     for round_ in range(rounds):
-        first = round_ % max(len(entries), 1)
-        for one in (*entries[first:], *entries[:first]):
+        for index in order(len(entries), round_):
+            one = entries[index]
             if one.name in figures:
                 doing(done, f"round {round_ + 1} of {rounds}: {one.name}")
                 try:

@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from benchmarks.order import order
 from benchmarks.prompts import Prompts
 from benchmarks.shapes import SHAPES, make_model
+from server.comparison.order import order
 
 
 def test_every_round_has_everybody_once() -> None:

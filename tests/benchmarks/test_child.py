@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.child import Child, ChildError
+from benchmarks.child import Child, ChildError, peak_bytes
 
 _WORKER = """
 import time
@@ -97,3 +97,8 @@ def _wait_for(condition: object, timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
+
+
+def test_peak_memory_is_read_in_bytes() -> None:
+    """The kernel writes kibibytes."""
+    assert peak_bytes("Name:\tx\nVmHWM:\t     12 kB\nVmRSS:\t 9 kB\n") == 12 * 1024

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from artifacts.host_figures import Figure, Host, HostFigures
 from artifacts.manifest import (
     ExportRecord,
     FileEntry,
@@ -308,7 +309,25 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture
-def catalog(manifest: Manifest, byte_level_tokenizer: Tokenizer) -> Views:
+def host_figures() -> HostFigures:
+    """What was measured of an artifact on some machine."""
+    return HostFigures(
+        host=Host(processor="Example 9000", isa="x86_64-avx2", cores=2, onnxruntime="1.32.0"),
+        measured="2026-11-24T12:00:00Z",
+        rounds=5,
+        disturbed_rounds=1,
+        speeds={
+            "decode_1_tokens_per_second": Figure(value=96.5, low=81.0, high=114.8),
+            "inter_token_p50_seconds": Figure(value=0.01),
+        },
+        quality={"kl_mean": Figure(value=0.01, low=0.008, high=0.012)},
+    )
+
+
+@pytest.fixture
+def catalog(
+    manifest: Manifest, byte_level_tokenizer: Tokenizer, host_figures: HostFigures
+) -> Views:
     """Two ready variants, one that builds and one that failed."""
     limits = VariantLimits(max_length=128, slots=4, kv_budget_tokens=512, max_waiting=2)
     ready = VariantView(
@@ -319,6 +338,7 @@ def catalog(manifest: Manifest, byte_level_tokenizer: Tokenizer) -> Views:
         manifest=manifest,
         tokenizer=byte_level_tokenizer,
         limits=limits,
+        figures=host_figures,
     )
     int8 = replace(ready, name="int8", chain=({"quantize": {"bits": 8}},))
     return Views(

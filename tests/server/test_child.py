@@ -13,11 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artifacts.protocol import BuildEvent, BuildRequest, PlanRequest, Progress, StageBegun
+from artifacts.protocol import (
+    BuildEvent,
+    BuildRequest,
+    JudgeRequest,
+    PlanRequest,
+    Progress,
+    StageBegun,
+)
 from server.errors import OptimizerError
 from server.optimizer import ChildOptimizer
 
-# Speaks the protocol as its first argument says; the second is `plan` or `build`.
+# Speaks the protocol as its first argument says; the second is `plan`, `build` or `judge`.
 PROGRAM = textwrap.dedent(
     """
     import json, os, signal, subprocess, sys, time
@@ -43,6 +50,10 @@ PROGRAM = textwrap.dedent(
         say(event="progress", stage="export", fraction=0.5, message="half")
         say(event="built", artifact="a" * 64)
         sys.stdin.read()
+    elif mode == "measures":
+        quality = {"kl_mean": 0.5, "kl_p99": 1.0, "top1_agreement": 0.75, "documents": 1,
+                   "positions": 9, "isa": request["artifact"]}
+        say(event="judged", quality=quality)
     elif mode == "refuses":
         say(event="failed", code="unsupported", message="No exporter for it.", path="model",
             remedy="Use another.")
@@ -128,6 +139,19 @@ async def test_a_build_tells_every_event_and_ends_with_the_artifact(program: Pat
     """Progress comes as it happens; what libraries print on stderr is no event."""
     events = await build(program, "good")
     assert [event.event for event in events] == ["stage_begun", "progress", "built"]
+
+
+async def test_a_judge_ends_with_figures_and_with_nothing_else(program: Path) -> None:
+    """Neither may the one answer for the other: versions of the two sides may differ."""
+    asked = JudgeRequest(model="demo", variant="int8", artifact="asked for", store="/s")
+    judge = optimizer(program, "measures").judge
+    quality = await judge(asked, lambda _: None, background=False)
+    assert (quality.kl_mean, quality.isa) == (0.5, "asked for")
+    with pytest.raises(OptimizerError, match="judge of variant 'int8' said something"):
+        await optimizer(program, "good").judge(asked, lambda _: None, background=False)
+    with pytest.raises(OptimizerError, match="judge of variant 'int8' was killed") as killed:
+        await optimizer(program, "killed").judge(asked, lambda _: None, background=True)
+    assert killed.value.code == "judge_killed"
 
 
 async def test_a_refusal_keeps_the_child_s_words(program: Path) -> None:

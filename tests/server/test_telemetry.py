@@ -9,7 +9,9 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from artifacts.host_figures import HostFigures
 from artifacts.manifest import Manifest
+from server.catalog import BudgetState, BudgetView
 from server.engine.messages import StepKind, Timings, VariantLoad
 from server.errors import Status
 from server.observer import RequestRecord
@@ -34,6 +36,8 @@ FAMILIES = {
     "inference_variant_info": "gauge",
     "inference_variant_size_bytes": "gauge",
     "inference_variant_quality": "gauge",
+    "inference_variant_speed": "gauge",
+    "inference_variant_within_budget": "gauge",
     "inference_startup_seconds": "gauge",
 }
 
@@ -55,10 +59,14 @@ def test_buckets_show_a_gain_of_a_fifth() -> None:
     assert all(1 < after / before <= 1.35 for before, after in pairwise(BUCKETS_S))
 
 
-def test_families_are_the_documented_ones(telemetry: Telemetry, manifest: Manifest) -> None:
+def test_families_are_the_documented_ones(
+    telemetry: Telemetry, manifest: Manifest, host_figures: HostFigures
+) -> None:
     """Names and types are an interface: dashboards depend on them."""
     telemetry.describe("int8", "digest", manifest)
+    telemetry.measured("int8", host_figures)
     telemetry.took("load", 1.0, "int8")
+    telemetry.judged("int8", BudgetView(BudgetState.WITHIN, {"kl_mean": 0.1}))
     page = openmetrics(telemetry.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
     assert {name: family.type for name, family in families.items()} == FAMILIES
@@ -66,6 +74,20 @@ def test_families_are_the_documented_ones(telemetry: Telemetry, manifest: Manife
         assert family.documentation.endswith(".")
         for sample in family.samples:
             assert {"model", "variant"} <= set(sample.labels)
+
+
+def test_figures_of_this_machine_are_gauges(
+    telemetry: Telemetry, manifest: Manifest, host_figures: HostFigures
+) -> None:
+    """Speeds by measure; the ends of quality's intervals beside its values."""
+    telemetry.describe("int8", "digest", manifest)
+    telemetry.measured("int8", host_figures)
+    speed, quality = "inference_variant_speed", "inference_variant_quality"
+    assert value(telemetry, speed, measure="decode_1_tokens_per_second") == 96.5
+    assert value(telemetry, speed, measure="inter_token_p50_seconds") == 0.01
+    assert value(telemetry, quality, measure="kl_mean") == manifest.quality.kl_mean  # type: ignore[union-attr]
+    assert value(telemetry, quality, measure="kl_mean_low") == 0.008
+    assert value(telemetry, quality, measure="kl_mean_high") == 0.012
 
 
 def test_a_finished_request_is_counted_and_timed(telemetry: Telemetry) -> None:
@@ -140,6 +162,25 @@ def test_what_serves_is_described(telemetry: Telemetry, manifest: Manifest) -> N
     assert value(telemetry, "inference_variant_quality", measure="kl_mean") == 0.01
     assert value(telemetry, "inference_variant_quality", measure="perplexity") == 12.5
     assert value(telemetry, "inference_variant_quality", measure="original_perplexity") is None
+
+
+def test_a_budget_shows_once_it_is_judged(telemetry: Telemetry) -> None:
+    """Neither a variant without one nor one that nobody has judged yet is within."""
+    shown = []
+    for state in (None, BudgetState.WITHIN, BudgetState.UNVERIFIED, BudgetState.EXCEEDED):
+        if state is not None:
+            telemetry.judged("int8", BudgetView(state, {}))
+        shown.append(value(telemetry, "inference_variant_within_budget"))
+    assert shown == [None, 1, None, 0]
+
+
+def test_only_what_serves_now_is_described(telemetry: Telemetry, manifest: Manifest) -> None:
+    """After a rollback the artifact that was withdrawn is no longer joined to latencies."""
+    telemetry.describe("int8", "before", manifest)
+    telemetry.describe("int8", "after", manifest)
+    chain = '[{"quantize":{"bits":8}}]'
+    assert value(telemetry, "inference_variant_info", artifact="before", chain=chain) is None
+    assert value(telemetry, "inference_variant_info", artifact="after", chain=chain) == 1
 
 
 def test_two_servers_in_one_process_share_nothing() -> None:

@@ -263,6 +263,64 @@ def test_detach_ends_requests_unavailable(harness: Any, session: Any) -> None:
     assert harness.finals("r") == 1
 
 
+def test_a_variant_that_leaves_when_idle_finishes_what_it_has(
+    harness: Any, session: Any, greedy_oracle: Oracle
+) -> None:
+    """Who is being answered notices nothing, running or waiting; who comes now is refused."""
+    harness.attach(session)
+    gone = threading.Event()
+    session.gate.clear()
+    accepted = [f"r{index}" for index in range(session.slots + 2)]
+    for name in accepted:
+        harness.submit(name, [1, 2], max_tokens=20)
+    harness.engine.post(Detach("a", when_idle=True, gone=gone.set))
+    harness.submit("late", [1], max_tokens=1)
+    session.gate.set()
+    assert harness.final("late").code == FailureCode.UNAVAILABLE
+    for name in accepted:
+        assert isinstance(harness.final(name), Finished)
+        assert harness.tokens(name) == greedy_oracle([1, 2], 20)
+        assert harness.finals(name) == 1
+    assert gone.wait(10)
+    harness.submit("later", [1], max_tokens=1)
+    assert harness.final("later").code == FailureCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("when_idle", [True, False])
+def test_an_idle_variant_leaves_at_once_and_can_come_back(
+    harness: Any, session: Any, *, when_idle: bool
+) -> None:
+    """Whoever waits for it to be gone is told, also when it was never there."""
+    for attach in (False, True):
+        if attach:
+            harness.attach(session)
+        gone = threading.Event()
+        harness.engine.post(Detach("a", when_idle=when_idle, gone=gone.set))
+        assert gone.wait(10)
+    harness.attach(session)
+    harness.submit("r", [1, 2], max_tokens=3)
+    assert isinstance(harness.final("r"), Finished)
+
+
+def test_a_leaving_variant_can_be_replaced_or_cut(harness: Any, session: Any) -> None:
+    """Whatever ends it, each request has one end and the leaver is told once."""
+    for end in ("replace", "cut"):
+        harness.attach(session)
+        gone: list[str] = []
+        session.gate.clear()
+        harness.submit(end, [1], max_tokens=50)
+        harness.engine.post(Detach("a", when_idle=True, gone=lambda: gone.append("gone")))  # noqa: B023 - called in this turn
+        if end == "replace":
+            harness.attach(session)
+        else:
+            harness.engine.post(Detach("a"))
+        session.gate.set()
+        assert harness.final(end).code == FailureCode.UNAVAILABLE
+        harness.submit("after " + end, [1], max_tokens=1)
+        harness.final("after " + end)
+        assert (harness.finals(end), gone) == (1, ["gone"])
+
+
 def test_too_large_request_ends_at_once(harness: Any, session: Any) -> None:
     """A request that no step could ever serve is not queued for ever."""
     harness.attach(session, budget=64)

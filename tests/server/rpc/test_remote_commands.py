@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from protos import inference_pb2 as pb
-from server.catalog import BuildProgress
+from server.catalog import BudgetState, BudgetView, BuildProgress
 from server.cli import application
 from server.commands.generate import _CONTROL, _figures
 from server.exit_codes import ExitCode
@@ -168,6 +168,29 @@ async def test_variants_are_a_table(bench: Bench, target: str) -> None:
         assert cell in lines["int8"]
     assert "building prune (1/2, 50%)" in lines["slow"]
     assert "broken: the disk is full" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("state", "left_out", "shown"),
+    [
+        (BudgetState.WITHIN, 0, "int8 ready 0.0 MB"),
+        (BudgetState.WITHIN, 1, "ready (without the last 1 of its stages)"),
+        (BudgetState.EXCEEDED, 0, "ready (over budget)"),
+        (BudgetState.UNVERIFIED, 0, "ready (unverified)"),
+    ],
+)
+async def test_variants_tell_what_is_not_as_configured(
+    bench: Bench, target: str, *, state: BudgetState, left_out: int, shown: str
+) -> None:
+    """A table that says ready, and no more, means ready and within."""
+    budget = BudgetView(state, {"kl_mean": 0.1}, ("kl_mean is 1.",), left_out)
+    bench.catalog.change("int8", budget=budget)
+    result = await run("variants", "--target", target)
+    assert shown in " ".join(result.stdout.split())
+    assert "int8: kl_mean is 1." in result.stdout
+    listed = json.loads((await run("variants", "--target", target, "--json")).stdout)
+    assert listed[1]["budget"]["state"] == state.value
+    assert "budget" not in listed[0]
 
 
 async def test_variants_as_json_are_all_that_is_known(target: str) -> None:

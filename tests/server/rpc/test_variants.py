@@ -9,7 +9,7 @@ import pytest
 
 from artifacts.manifest import Manifest
 from protos import inference_pb2 as pb
-from server.catalog import BuildProgress, VariantState
+from server.catalog import BudgetState, BudgetView, BuildProgress, VariantState
 
 if TYPE_CHECKING:
     from artifacts.tokenizer import Tokenizer
@@ -69,9 +69,31 @@ async def test_a_ready_variant_shows_all_that_its_manifest_has(
     assert not quality.HasField("original_perplexity")
 
 
+async def test_figures_of_this_machine_are_shown_with_their_intervals(stub: Any) -> None:
+    """Speeds and quality by measure; an end that is not known is not set."""
+    variant = await stub.GetVariant(pb.GetVariantRequest(variant="int8"))
+    figures = variant.host_figures
+    assert (figures.processor, figures.isa, figures.cores) == ("Example 9000", "x86_64-avx2", 2)
+    assert (figures.measured, figures.rounds, figures.disturbed_rounds) == (
+        "2026-11-24T12:00:00Z",
+        5,
+        1,
+    )
+    decoding = figures.speeds["decode_1_tokens_per_second"]
+    assert (decoding.value, decoding.low, decoding.high) == (96.5, 81.0, 114.8)
+    assert not figures.speeds["inter_token_p50_seconds"].HasField("low")
+    assert figures.quality["kl_mean"].high == 0.012
+
+
 async def test_every_field_of_a_variant_is_filled(bench: Bench, stub: Any) -> None:
     """A field added to the .proto and forgotten here would show."""
-    bench.catalog.change("int8", weight=0.5, error="a warning", progress=BuildProgress("x", 1, 2))
+    bench.catalog.change(
+        "int8",
+        weight=0.5,
+        error="a warning",
+        progress=BuildProgress("x", 1, 2),
+        budget=BudgetView(BudgetState.WITHIN, {}),
+    )
     variant = await stub.GetVariant(pb.GetVariantRequest(variant="int8"))
     filled = {field.name for field, _ in variant.ListFields()}
     assert {field.name for field in pb.Variant.DESCRIPTOR.fields} - filled == {"is_default"}
@@ -100,6 +122,21 @@ async def test_listing_keeps_the_order_and_shows_every_state(bench: Bench, stub:
     )
     assert shown == listed[2].progress
     assert (listed[3].error, listed[3].HasField("limits")) == ("the disk is full", False)
+
+
+@pytest.mark.parametrize("state", BudgetState)
+async def test_a_budget_is_shown_with_its_limits(
+    bench: Bench, stub: Any, state: BudgetState
+) -> None:
+    """What is allowed, how it came out, and what was left out for it."""
+    view = BudgetView(state, {"kl_mean": 0.25}, ("kl_mean is 1.",), rolled_back_stages=2)
+    bench.catalog.change("int8", budget=view)
+    budget = (await stub.GetVariant(pb.GetVariantRequest(variant="int8"))).budget
+    assert pb.BudgetState.Name(budget.state) == f"BUDGET_STATE_{state.name}"
+    assert dict(budget.limits) == {"kl_mean": 0.25}
+    assert (list(budget.notes), budget.rolled_back_stages) == (["kl_mean is 1."], 2)
+    without = await stub.GetVariant(pb.GetVariantRequest(variant="baseline"))
+    assert not without.HasField("budget")
 
 
 @pytest.mark.parametrize("state", VariantState)

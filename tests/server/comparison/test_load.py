@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.child import peak_bytes
 from server.comparison.load import Load, busy_s
 from server.comparison.machine import processor_fields
 
@@ -61,11 +60,6 @@ def test_gives_up_waiting_for_quiet(tmp_path: Path) -> None:
     """A machine that stays busy is said to be so."""
     machine = _Machine(tmp_path / "stat")
     assert not _load(machine, [1.0] * 9).wait_quiet(3.0)
-
-
-def test_peak_memory_is_read_in_bytes() -> None:
-    """The kernel writes kibibytes."""
-    assert peak_bytes("Name:\tx\nVmHWM:\t     12 kB\nVmRSS:\t 9 kB\n") == 12 * 1024
 
 
 def test_processor_is_described_by_its_first_core() -> None:
