@@ -3,7 +3,7 @@
 A trial's figures were taken minutes or days apart from another's, and each only once. Here all that
 may be reported are timed in rounds, in an order that rotates, so that whatever changes about the
 machine meets all of them. Owns the choice of who is measured, the medians, and what is on the front
-beyond noise. Knows nothing of how a figure is taken.
+beyond chance. Knows nothing of how a figure is taken.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import structlog
 
 from server.comparison.order import order
 from server.errors import ServerError
-from server.search.front import adds, front, spread
+from server.search.front import front, spread
 from server.search.objectives import Measures, Objective
 from server.search.records import Kind, Known, Record
 
 _log = structlog.get_logger(__name__)
 
-LEAST_NOISE = 0.02
-"""Timed figures closer than this count as equal, however alike the rounds were."""
+SLIGHT = 0.01
+"""Figures that are closer than this share are too close to matter."""
+SURE_ROUNDS = 3
+"""With fewer rounds there is no telling what chance has done."""
 
 Time = Callable[["Contender", int], Awaitable[Measures]]
 
@@ -61,16 +63,17 @@ class Verdict:
     Attributes:
         contenders: All that were compared, hand-written ones first.
         front: Names of those that no other is better than in every respect.
-        added: Names of those found that add to the front of the hand-written ones beyond noise.
-        noise: By objective: by which share figures of the same variant differ between rounds.
-        is_measured_again: Whether the figures were taken in turns.
+        added: Names of those found that add to the front of the hand-written ones: against each
+            of these they are better in at least one respect, beyond chance where that is sure.
+        noise: By timed objective: by which share figures of one variant differ between rounds.
+        is_sure: Whether the figures were taken in turns, and often enough.
     """
 
     contenders: tuple[Contender, ...]
     front: tuple[str, ...]
     added: tuple[str, ...]
     noise: Mapping[str, float]
-    is_measured_again: bool
+    is_sure: bool
 
 
 def contenders(
@@ -150,23 +153,45 @@ async def measured_in_turns(
 
 def verdict(entries: Sequence[Contender], objectives: Sequence[Objective]) -> Verdict:
     """Say which are on the front, and which of those found add to it."""
-    noise = {one.name.value: _noise(one, entries) for one in objectives}
     within = {one.name: _losses(one, objectives) for one in entries if one.is_within}
     on_front = front(within)
-    known = [within[one.name] for one in entries if one.is_known and one.is_within]
-    shares = [noise[one.name.value] for one in objectives]
+    known = [one for one in entries if one.is_known and one.is_within]
     added = [
         one.name
         for one in entries
-        if not one.is_known and one.name in on_front and adds(within[one.name], known, shares)
+        if not one.is_known
+        and one.name in on_front
+        and all(any(is_better(one, other, each) for each in objectives) for other in known)
     ]
     return Verdict(
         contenders=tuple(entries),
         front=tuple(on_front),
         added=tuple(added),
-        noise=noise,
-        is_measured_again=all(one.rounds for one in entries),
+        noise={one.name.value: _noise(one, entries) for one in objectives if one.is_timed},
+        is_sure=all(len(one.rounds) >= SURE_ROUNDS for one in entries),
     )
+
+
+def is_better(one: Contender, other: Contender, objective: Objective) -> bool:
+    """Whether a figure is better by more than is slight, and by more than chance would do.
+
+    Of timed figures the ratios are looked at, paired by round: chance is excluded where their 95 %
+    interval (Student's t over logarithms) excludes 1. Without enough rounds it is not asked.
+    """
+    mine, theirs = objective.loss(one.measures), objective.loss(other.measures)
+    if mine >= theirs - SLIGHT * abs(theirs):
+        return False
+    if not objective.is_timed or min(len(one.rounds), len(other.rounds)) < SURE_ROUNDS:
+        return True
+    from server.comparison.statistics import ratio_over_rounds
+
+    ratio = ratio_over_rounds(
+        [measures[objective.measure] for measures in one.rounds],
+        [measures[objective.measure] for measures in other.rounds],
+    )
+    if ratio.low is None or ratio.high is None:
+        return False
+    return ratio.high < 1 if objective.direction == "minimize" else ratio.low > 1
 
 
 def _losses(one: Contender, objectives: Sequence[Objective]) -> list[float]:
@@ -179,11 +204,9 @@ def _medians(rounds: Sequence[Measures]) -> dict[str, float]:
 
 def _noise(objective: Objective, entries: Sequence[Contender]) -> float:
     """The share by which rounds of one variant differ: the median over variants, of half ranges."""
-    if not objective.is_timed:
-        return 0.0
-    shares = []
+    shares = [0.0]
     for one in entries:
         values = [measures[objective.measure] for measures in one.rounds]
         if len(values) > 1 and (middle := statistics.median(values)) > 0:
             shares.append((max(values) - min(values)) / 2 / middle)
-    return max(statistics.median(shares), LEAST_NOISE) if shares else LEAST_NOISE
+    return statistics.median(shares[1:] or shares)

@@ -1,7 +1,7 @@
 """The Pareto front: what nothing else is better than in every respect.
 
-Owns dominance, with and without an allowance for noise, and choosing few points that stand for
-many. Losses only: less is better in every coordinate. Knows nothing of what they measure.
+Owns dominance, and choosing few points that stand for many. Losses only: less is better in every
+coordinate. Knows nothing of what they measure or of how exact they are.
 """
 
 from __future__ import annotations
@@ -25,21 +25,6 @@ def front(points: Mapping[str, Losses]) -> list[str]:
         for name, losses in points.items()
         if not any(dominates(other, losses) for other in points.values())
     ]
-
-
-def adds(losses: Losses, known: Sequence[Losses], noise: Sequence[float]) -> bool:
-    """Whether a point is on the front beyond what chance may have done.
-
-    It is when against every known point it is better in at least one coordinate by more than
-    ``noise``, a share of the known point's figure (one per coordinate; 0 for what is exact).
-    """
-    return all(
-        any(
-            mine < theirs - share * abs(theirs)
-            for mine, theirs, share in zip(losses, other, noise, strict=True)
-        )
-        for other in known
-    )
 
 
 def spread(points: Mapping[str, Losses], count: int) -> list[str]:

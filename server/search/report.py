@@ -16,8 +16,8 @@ import yaml
 
 from server.config.fields import Config
 from server.errors import ServerError
-from server.search.finals import Contender, Verdict
-from server.search.objectives import OBJECTIVES, Objective, ObjectiveName
+from server.search.finals import SURE_ROUNDS, Contender, Verdict
+from server.search.objectives import OBJECTIVES, Objective
 from server.search.records import Record
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def json_text(
             "front": list(verdict.front),
             "added": list(verdict.added),
             "noise": dict(verdict.noise),
-            "measured_again": verdict.is_measured_again,
+            "sure": verdict.is_sure,
             "contenders": [
                 {
                     "name": one.name,
@@ -159,33 +159,28 @@ def _worth(verdict: Verdict, over: str) -> str:
     if not verdict.added:
         return (
             f"The search adds nothing to the Pareto front of the hand-written variants over {over} "
-            "that is beyond the noise."
+            "that is beyond chance."
         )
     names = ", ".join(verdict.added)
-    if not verdict.is_measured_again:
+    if not verdict.is_sure:
         return (
             f"By the trials' own figures {names} would be new on the Pareto front over {over}; "
             "that is not confirmed."
         )
     return (
         f"The search adds {names} to the Pareto front of the hand-written variants over {over}: "
-        "against each of those it is better in some respect by more than the noise."
+        "against each of those it is better in some respect, beyond chance."
     )
 
 
 def _how_sure(verdict: Verdict) -> list[str]:
-    if not verdict.is_measured_again:
-        said = "Timed figures were taken once and not in turns: small differences mean nothing."
-        return [f"{said} Start again to have them measured in turns."]
-    noise = {
-        name: share
-        for name, share in verdict.noise.items()
-        if OBJECTIVES[ObjectiveName(name)].is_timed
-    }
-    if not noise:
+    if not verdict.is_sure:
+        rounds = f"{SURE_ROUNDS} rounds taken in turns"
+        return [f"Timed figures are not of {rounds}: small differences mean nothing."]
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in verdict.noise.items())
+    if not shares:
         return []
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in noise.items())
-    return [f"Timed figures are medians of rounds taken in turns; noise: {shares}."]
+    return [f"Timed figures are medians of rounds taken in turns, which differed by: {shares}."]
 
 
 def write(path: Path, text: str) -> None:
