@@ -22,7 +22,10 @@ class Frozen(BaseModel):
 
 
 class KvLayer(Frozen):
-    """One layer's key-value cache: ``(rows, heads, length, key_dim | value_dim)`` float32."""
+    """One layer's key-value cache: ``(rows, heads, length, key_dim | value_dim)``.
+
+    The scales of an int8 cache are constants of the graph.
+    """
 
     past_key: str
     past_value: str
@@ -31,6 +34,7 @@ class KvLayer(Frozen):
     heads: int
     key_dim: int
     value_dim: int
+    dtype: Literal["float32", "int8"] = "float32"
 
 
 class GraphSpec(Frozen):
@@ -170,7 +174,8 @@ def content_digest(
     """SHA-256 (hex) over an artifact's content: files, how to run them, generation defaults."""
     content = {
         "files": {entry.name: entry.sha256 for entry in files},
-        "graph": graph.model_dump(mode="json"),
+        # Without defaults: a field that came later must not rename the artifacts from before it.
+        "graph": graph.model_dump(mode="json", exclude_defaults=True),
         "generation": generation.model_dump(mode="json"),
     }
     return hashlib.sha256(canonical_json(content)).hexdigest()

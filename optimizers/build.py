@@ -141,9 +141,16 @@ class Build:
         graph, key = self._export(current, key, judge)
         for position, stage in enumerate(self._stages):
             if stage.form == "onnx":
-                work = Work(graph.folder, graph.spec, original, self._fetch, calibration.windows)
+                work = Work(
+                    graph.folder,
+                    graph.spec,
+                    original,
+                    self._fetch,
+                    calibration.windows,
+                    self._request.threads,
+                )
                 result = self._run_stage(position, work, key)
-                graph = replace(graph, folder=result.folder)
+                graph = replace(graph, folder=result.folder, spec=result.graph or graph.spec)
                 key = stage_key(key, stage, self._calibrated_by)
                 self._steps.measured(
                     result, judge.onnx(key, graph.folder / MODEL, graph.spec, self._steps.report)
@@ -231,7 +238,7 @@ class Build:
                 zeros=outcome.zeros if stage.form == "torch" else self._check_zeros(target),
                 notes=outcome.notes,
             )
-            return Made(record, source=outcome.source)
+            return Made(record, graph=outcome.graph, source=outcome.source)
 
         key = stage_key(parent, stage, self._calibrated_by)
         return self._steps.run(key, make, keep=stage.keeps_result)
