@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 
 from artifacts.manifest import GraphSpec
 from artifacts.packed_session import PackedSession
+from artifacts.protocol import Built
 from artifacts.session import Row
+from artifacts.session_factory import open_session
+from artifacts.store import Store
 from benchmarks import zoo
 from optimizers import kv_kernel, linears
 from optimizers.attention import Attention, Rotary, read_attentions
@@ -19,6 +23,7 @@ from optimizers.errors import StageError
 from optimizers.export import export
 from optimizers.kv_scales import CacheScales, find_scales, magnitudes
 from optimizers.spec import parse_chain
+from tests.optimizers.conftest import Child
 from tests.optimizers.onnx_stage import random_windows, run_stage
 
 POSITIONS = 512
@@ -253,3 +258,31 @@ def test_a_cache_alone_or_after_weights_is_a_chain() -> None:
         chain = parse_chain("chain", [*first, {"quantize": {"method": "kv_cache"}}])
         assert not chain.errors
         assert [stage.calibrates for stage in chain.stages] == [False] * len(first) + [True]
+
+
+def test_a_build_serves_what_it_measured(
+    child: Child, tiny_llama_folder: Path, tmp_path: Path, evaluation: Path
+) -> None:
+    """The artifact knows its cache's form, and every step of it is measured through that cache."""
+    text = tmp_path / "calibration.jsonl"
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    parts = ["\n".join(lines[start : start + 40]) for start in range(0, 240, 10)]
+    text.write_text("".join(json.dumps({"text": part}) + "\n" for part in parts))
+    chain = [{"quantize": {"method": "weight_only"}}, {"quantize": {"method": "kv_cache"}}]
+    given = {"calibration": {"text": str(text)}, "evaluation": {"text": str(evaluation)}}
+    plan = child.plan(str(tiny_llama_folder), {"lean": chain}, **given)
+    assert not plan.errors
+    events = child.build(str(tiny_llama_folder), plan.variants["lean"], **given)
+    assert isinstance(events[-1], Built), events[-1]
+    stored = Store(child.store).open(events[-1].artifact)
+    graph = stored.manifest.graph
+    assert {layer.dtype for layer in graph.layers} == {"int8"}
+    session = open_session(stored.path("model.onnx"), graph, slots=1, max_length=64)
+    assert session.kv_bytes_per_token == 2 * 2 * 2 * 16  # layers, heads, key and value, head
+    weights, record = stored.manifest.lineage[-2:]
+    assert record.method == "kv_cache"
+    assert record.quality is not None
+    assert weights.quality is not None
+    moved = abs(record.quality.kl_mean - weights.quality.kl_mean)
+    assert 0 < moved < 0.1 * weights.quality.kl_mean
+    assert "bytes of cache per token" in record.notes[0]
