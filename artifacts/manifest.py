@@ -97,6 +97,21 @@ class Quality(Frozen):
     text_sha256: str | None = None
 
 
+class NodePlan(Frozen):
+    """How one product of the graph is computed, and what was measured to decide on it.
+
+    ``kl`` tells what rounding it alone to that many bits costs (mean KL in nats); ``level_error``
+    what int8 activations cost its worst row (a share of the row's output); None or empty where
+    nothing was measured.
+    """
+
+    node: str
+    bits: int
+    accuracy_level: int
+    kl: dict[int, float] = {}
+    level_error: float | None = None
+
+
 class StageRecord(Frozen):
     """One step of the lineage: a stage (or the export) and what it cost and gained."""
 
@@ -110,6 +125,7 @@ class StageRecord(Frozen):
     zeros: int | None = None
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
+    plan: tuple[NodePlan, ...] = ()
 
 
 class ExportRecord(Frozen):

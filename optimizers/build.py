@@ -237,6 +237,7 @@ class Build:
                 parameters=outcome.parameters,
                 zeros=outcome.zeros if stage.form == "torch" else self._check_zeros(target),
                 notes=outcome.notes,
+                plan=outcome.plan,
             )
             return Made(record, graph=outcome.graph, source=outcome.source)
 

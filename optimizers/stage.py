@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from artifacts.manifest import Frozen, GraphSpec
+from artifacts.manifest import Frozen, GraphSpec, NodePlan
 from optimizers.sources import Source
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Outcome:
     """What a stage says about its result.
 
     ``source`` is set instead of files in the target folder by a stage that only changes which
-    model the chain continues with; ``graph`` by a stage after which the graph is run otherwise.
+    model the chain continues with; ``graph`` by a stage after which the graph is run otherwise;
+    ``plan`` by one that decided on each product by measures.
     """
 
     parameters: int | None = None
@@ -58,6 +59,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     source: Source | None = None
     graph: GraphSpec | None = None
+    plan: tuple[NodePlan, ...] = ()
 
 
 class Stage(Frozen):
