@@ -125,9 +125,16 @@ class Build:
         graph, key = self._export(current, key, judge)
         for position, stage in enumerate(self._stages):
             if stage.form == "onnx":
-                work = Work(graph.folder, graph.spec, original, self._fetch, calibration.windows)
+                work = Work(
+                    graph.folder,
+                    graph.spec,
+                    original,
+                    self._fetch,
+                    calibration.windows,
+                    self._request.threads,
+                )
                 result = self._run_stage(position, work, key)
-                graph = replace(graph, folder=result.folder)
+                graph = replace(graph, folder=result.folder, spec=result.graph or graph.spec)
                 key = stage_key(key, stage, self._calibrated_by)
                 self._measure(result, partial(judge.onnx, key, graph.folder / MODEL, graph.spec))
         return self._publish(original, current, graph)
@@ -211,8 +218,9 @@ class Build:
                 parameters=outcome.parameters,
                 zeros=outcome.zeros if stage.form == "torch" else self._check_zeros(target),
                 notes=outcome.notes,
+                plan=outcome.plan,
             )
-            return Made(record, source=outcome.source)
+            return Made(record, graph=outcome.graph, source=outcome.source)
 
         key = stage_key(parent, stage, self._calibrated_by)
         return self._steps.run(key, make, keep=stage.keeps_result)

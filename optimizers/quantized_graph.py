@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizers.accuracy_levels import FAST
 from optimizers.block_quantization import Blocks, quantize_blocks, whole_block_size
 from optimizers.linears import Linear, find_embeddings, new_weight, replace_node
 
 _DOMAIN = "com.microsoft"
-_LEVEL = 4  # activations as int8: the only fast kernels on a CPU, and the only ones for 8 bits
 
 
 class Quantizer(Protocol):
@@ -51,8 +51,11 @@ class QuantizedGraph:
         self._tables = [node.inputs[0] for node in find_embeddings(model)]
         self._shared: dict[tuple[int, int], _Weights] = {}
 
-    def replace_linear(self, linear: Linear, bits: int) -> None:
-        """Turn a product into ``MatMulNBits``; a Gemm's bias is added behind it."""
+    def replace_linear(self, linear: Linear, bits: int, level: int = FAST) -> None:
+        """Turn a product into ``MatMulNBits``; a Gemm's bias is added behind it.
+
+        ``level`` 4 computes with int8 activations: the fast kernels, and the only ones for 8 bits.
+        """
         import onnx_ir
 
         name = f"{linear.weight.name}_Q{bits}"
@@ -76,7 +79,7 @@ class QuantizedGraph:
                 "N": linear.columns,
                 "bits": bits,
                 "block_size": weights.block_size,
-                "accuracy_level": _LEVEL,
+                "accuracy_level": level,
             },
             domain=_DOMAIN,
             name=linear.node.name,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from artifacts.manifest import Frozen, GraphSpec
+from artifacts.manifest import Frozen, GraphSpec, NodePlan
 from optimizers.sources import Source
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Work:
         fetch: Brings another model to this disk.
         calibration: Gives the text to calibrate on, as documents of equally many token ids; made
             when first asked for, which only a stage that ``calibrates`` may do.
+        threads: Of the sessions that a stage opens; None for as many as there are cores.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Work:
     original: Source
     fetch: Callable[[str, str | None, Report], Source]
     calibration: Callable[[Report], Sequence[NDArray[np.int64]]]
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,16 @@ class Outcome:
     """What a stage says about its result.
 
     ``source`` is set instead of files in the target folder by a stage that only changes which
-    model the chain continues with.
+    model the chain continues with; ``graph`` by a stage after which the graph is run otherwise;
+    ``plan`` by one that decided on each product by measures.
     """
 
     parameters: int | None = None
     zeros: int | None = None
     notes: tuple[str, ...] = ()
     source: Source | None = None
+    graph: GraphSpec | None = None
+    plan: tuple[NodePlan, ...] = ()
 
 
 class Stage(Frozen):
