@@ -26,7 +26,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield (
         f"Measured {report.began} on {_plain(machine.processor)} ({machine.isa}, "
         f"{machine.cores} cores, onnxruntime {machine.libraries.get('onnxruntime', '?')}) in "
-        f"{report.rounds} rounds. The baseline is {_plain(report.baseline.name)}."
+        f"{report.rounds} round{'' if report.rounds == 1 else 's'}. The baseline is {_plain(report.baseline.name)}."
     )
     for remark in report.remarks:
         yield f"\n> {_plain(remark)}"
