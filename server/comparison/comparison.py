@@ -22,9 +22,10 @@ from server.comparison.figures import Subject, VariantFigures, figures
 from server.comparison.findings import findings
 from server.comparison.machine import this_machine
 from server.comparison.report import Report
-from server.comparison.rounds import RoundsSettings, Taken, take_rounds
+from server.comparison.rounds import Taken, take_rounds
 from server.comparison.speed import QUICK, SpeedSettings
 from server.comparison.statistics import Estimate
+from server.comparison.turn import ServerTurns
 from server.config.fields import Config
 from server.errors import ServerError
 
@@ -71,12 +72,13 @@ class ComparisonRun:
         failed = {view.name: view.error or "" for view in self.views if view.manifest is None}
         if not built:
             raise NothingMeasuredError("No variant could be built, so none can be compared.")
-        settings = RoundsSettings(
-            rounds=self.rounds,
-            speed=QUICK if self.quick else SpeedSettings(),
-            divergence=_QUICK_TEXTS if self.quick else DivergenceSettings(),
+        turns = ServerTurns(
+            self.config,
+            QUICK if self.quick else SpeedSettings(),
+            _QUICK_TEXTS if self.quick else DivergenceSettings(),
         )
-        taken = await take_rounds(self.config, [view.name for view in built], settings, begun)
+        names = [view.name for view in built]
+        taken = await take_rounds(names, self.rounds, turns.take, begun)
         if not any(taken.speeds.values()):
             why = " ".join(f"{name}: {error}" for name, error in taken.failures.items())
             raise NothingMeasuredError(f"No round was finished, so nothing is reported. {why}")

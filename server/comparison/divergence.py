@@ -33,7 +33,7 @@ class Divergence:
     Attributes:
         first: Of each prompt, the index of the first generated token that differs; None when
             the texts are identical.
-        new_tokens: How many were compared at most.
+        new_tokens: Of the longest text.
     """
 
     first: tuple[int | None, ...]
@@ -68,10 +68,11 @@ async def greedy_texts(client: Client, prompts: Prompts, settings: DivergenceSet
     return tuple(stream.tokens for stream in streams)
 
 
-def compare_texts(ours: Texts, baseline: Texts, settings: DivergenceSettings) -> Divergence:
+def compare_texts(ours: Texts, baseline: Texts) -> Divergence:
     """Compare texts of the same prompts."""
+    longest = max(map(len, (*ours, *baseline)), default=0)
     pairs = zip(ours, baseline, strict=True)
-    return Divergence(tuple(first_difference(*pair) for pair in pairs), settings.new_tokens)
+    return Divergence(tuple(first_difference(*pair) for pair in pairs), longest)
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:

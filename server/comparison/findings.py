@@ -66,7 +66,7 @@ def findings(variant: VariantFigures, baseline: VariantFigures) -> Findings:
     _stage(draft, variant)
     _zeros(draft, variant, baseline)
     _build(draft, variant, baseline)
-    draft.disadvantages += [f"over its budget: {breach}" for breach in variant.breaches]
+    draft.disadvantages += [f"over its budget: {breach.rstrip('.')}" for breach in variant.breaches]
     return Findings(
         tuple(draft.advantages),
         tuple(draft.disadvantages),

@@ -35,7 +35,7 @@ caption { text-align: left; font-weight: 600; padding: 0.6rem 0.8rem; }
 th, td { padding: 0.4rem 0.8rem; border-top: 1px solid #e8ecf0; text-align: right;
   white-space: nowrap; }
 th:first-child { text-align: left; }
-td:last-child { white-space: normal; }
+td:last-child { white-space: normal; min-width: 6rem; }
 thead th { background: #f0f3f6; font-weight: 600; }
 tbody tr:hover { background: #f8fafc; }
 .chain { overflow-wrap: anywhere; }

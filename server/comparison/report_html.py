@@ -69,7 +69,8 @@ class _Page:
             ("Cores, instruction set", f"{machine.cores}, {machine.isa}"),
             ("Memory", size(machine.memory_bytes)),
             ("Software", _software(report)),
-            ("Measured", f"{report.began}, {report.rounds} rounds"),
+            ("Measured", report.began),
+            ("Rounds", str(report.rounds)),
         )
         yield '<dl class="facts">'
         for name, value in facts:
@@ -110,6 +111,8 @@ class _Page:
             f"{escape(duration(variant.build_s))}, artifact "
             f"<code>{escape(variant.artifact[:12])}</code></p>"
         )
+        for breach in variant.breaches:
+            yield f'<p class="remark" role="note">Over its budget: {escape(breach)}</p>'
         found = report.findings.get(variant.name)
         if found is not None:
             yield '<div class="findings">'

@@ -23,10 +23,11 @@ def _lines(report: Report) -> Iterator[str]:
     machine = report.machine
     yield f"# Variants of {_plain(report.model)}, compared"
     yield ""
+    rounds = f"{report.rounds} round{'' if report.rounds == 1 else 's'}"
     yield (
         f"Measured {report.began} on {_plain(machine.processor)} ({machine.isa}, "
         f"{machine.cores} cores, onnxruntime {machine.libraries.get('onnxruntime', '?')}) in "
-        f"{report.rounds} rounds. The baseline is {_plain(report.baseline.name)}."
+        f"{rounds}. The baseline is {_plain(report.baseline.name)}."
     )
     for remark in report.remarks:
         yield f"\n> {_plain(remark)}"
@@ -39,6 +40,7 @@ def _lines(report: Report) -> Iterator[str]:
 def _variant(report: Report, variant: VariantFigures) -> Iterator[str]:
     yield f"\n## {_plain(variant.name)}\n"
     yield f"{_plain(chain_text(variant))}; artifact `{variant.artifact[:12]}`."
+    yield from (f"\n> Over its budget: {_plain(breach)}" for breach in variant.breaches)
     found = report.findings.get(variant.name)
     if found is not None:
         yield from _list("Advantages", found.advantages)

@@ -137,12 +137,12 @@ def _quality(report: Report) -> Table:
                 _estimate(variant.quality.get(KL.key), "{:.5f}"),
                 f"{quality.kl_p99:.4f}",
                 _estimate(variant.quality.get("top1_agreement"), "{:.1%}"),
-                _estimate(variant.quality.get(PERPLEXITY.key), "{:.3g}"),
+                _estimate(variant.quality.get(PERPLEXITY.key), "{:.2f}"),
                 ABSENT if variant.identical is None else _estimate(variant.identical, "{:.0%}"),
             ]
         where = None if divergence is None else divergence.median_first
         cells.append(ABSENT if where is None else f"{where + 1:.0f}")
-        cells.append("; ".join(variant.breaches) or "kept")
+        cells.append("not kept" if variant.breaches else "kept")
         rows.append((variant.name, *cells))
     columns: tuple[str, ...] = (
         "variant",
