@@ -107,6 +107,8 @@ class Lifecycle:
                 return
         artifact = await self._build(name, planned)
         stored = await self._open(name, artifact)
+        for line in stored.manifest.audit_lines:
+            _log.warning("slow kernel", variant=name, nodes=line)
         await self._serve(name, artifact, stored)
 
     async def _bring_up_found(self, name: str, artifact: str) -> None:

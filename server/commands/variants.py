@@ -82,6 +82,8 @@ def _show(found: list[pb.Variant]) -> None:
     for variant in found:
         if variant.error:
             console.print(Text(of_variant(variant.name, variant.error), style="red"))
+        for line in variant.audit:
+            console.print(Text(of_variant(variant.name, f"slow kernel: {line}"), style="yellow"))
 
 
 def _state(variant: pb.Variant) -> str:
