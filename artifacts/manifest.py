@@ -156,6 +156,15 @@ class ExportRecord(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class KernelFinding(Frozen):
+    """One node that ONNX Runtime computes by a slow kernel: which rule tells so, and why it is."""
+
+    node: str
+    operator: str
+    rule: str
+    reason: str
+
+
 class FileEntry(Frozen):
     """One file of the artifact: its name inside it, its size in bytes and its SHA-256 (hex)."""
 
@@ -178,6 +187,7 @@ class Manifest(Frozen):
     lineage: tuple[StageRecord, ...]
     libraries: dict[str, str]
     created: str
+    audit: tuple[KernelFinding, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -197,9 +207,27 @@ class Manifest(Frozen):
         return self.model_copy(update={"lineage": lineage})
 
     @property
+    def audit_lines(self) -> tuple[str, ...]:
+        """What the audit found, a line for all nodes of one kind with one reason."""
+        nodes: dict[tuple[str, str], list[str]] = {}
+        for one in self.audit:
+            nodes.setdefault((one.operator, one.reason), []).append(one.node)
+        return tuple(
+            f"{operator}{_named(names)}: {reason}" for (operator, reason), names in nodes.items()
+        )
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all files together."""
         return sum(entry.size_bytes for entry in self.files)
+
+
+def _named(nodes: list[str]) -> str:
+    """One node by its name, and how many more; nothing where the whole graph is meant."""
+    if not nodes[0]:
+        return ""
+    more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+    return f" ({nodes[0]}{more})"
 
 
 def canonical_json(value: Any) -> bytes:

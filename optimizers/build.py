@@ -241,6 +241,8 @@ class Build:
 
     def _publish(self, original: Source, current: Source, graph: _Graph) -> str:
         """Put the artifact into the store; its manifest comes last."""
+        from optimizers.kernel_audit import audit
+
         self._steps.begin(reused=False)
         files = add_files(
             self._store,
@@ -260,5 +262,6 @@ class Build:
                 lineage=tuple(self._steps.lineage),
                 libraries=libraries(),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
+                audit=audit(graph.folder, graph.spec),
             )
         )
