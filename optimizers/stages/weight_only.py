@@ -167,7 +167,7 @@ class QuantizeWeightOnly(Stage):
         report(0.9, "writing")
         linears.save(model, target)
         notes = told(plans, found)
-        return Outcome(notes=notes, plan=plans if self.calibrates else ())
+        return Outcome(notes=notes, plan=plans if notes else ())
 
     def _wanted(self) -> Wanted:
         from optimizers.weight_plan import Wanted
