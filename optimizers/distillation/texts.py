@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HOLD_OUT = 8  # every eighth document is held out, or the last eighth of each of few
-MOST_HELD_OUT = 32  # windows, or judging costs more than training
+MOST_HELD_OUT = 24  # windows, or judging costs more than training
 SHARD = 64  # windows that the original writes side by side
 _SEED = 20_261_125  # another than calibration's and evaluation's
 _FILE = "tokens.npy"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_EVALUATIONS = 8  # of the held-out text, evenly over the training
+_EVALUATIONS, _APART = 8, 4  # of the held-out text: how many, and steps between two at least
 _SAVE_S = 120.0  # what a killed build may lose at most, beside what lies between evaluations
 _LOGIT_BYTES = 128 << 20  # of one model's logits at a time
 _WARMUP = 0.05  # of all steps
@@ -127,7 +127,7 @@ def _arguments(student: Any, regime: Regime, folder: Path, *, steps: int, window
     from optimizers.distillation.trainer import METRIC
 
     rows = rows_at_once(student, regime.batch_size, window)
-    interval = math.ceil(steps / _EVALUATIONS)
+    interval = max(_APART, math.ceil(steps / _EVALUATIONS))
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=rows,

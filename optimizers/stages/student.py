@@ -1,7 +1,7 @@
 """``distill: {method: student}``: a smaller model out of the original's own layers, then trained.
 
 Sanh et al., "DistilBERT, a distilled version of BERT", 2019 (https://arxiv.org/abs/1910.01108): the
-student is every so manieth layer of the teacher, with its embeddings, norms and head. Owns which
+student has layers of the teacher at even distances, its embeddings, norms and head. Owns which
 layers are copied. Knows nothing of how training is done.
 """
 
