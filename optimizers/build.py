@@ -22,6 +22,7 @@ from artifacts.store import Store
 from optimizers import sources
 from optimizers.answer import answer
 from optimizers.calibration import Calibration, digest_of, text_of
+from optimizers.distillation.texts import TrainingText
 from optimizers.errors import OptimizerError, RecipeChangedError, RequestError
 from optimizers.events import Events
 from optimizers.generation_config import generation_defaults
@@ -31,7 +32,7 @@ from optimizers.recipe import export_key, libraries, recipe_digest, source_key, 
 from optimizers.results import Made, Result, Results, folder_bytes
 from optimizers.sources import Source
 from optimizers.spec import parse_chain
-from optimizers.stage import Report, Stage, Work
+from optimizers.stage import Report, Stage, Training, Work
 from optimizers.steps import Steps
 
 
@@ -110,6 +111,7 @@ class Build:
         judge = Judge(self._results, original, text, self._request.threads)
         calibration = Calibration(original, self._calibration_text, judge.text)
         self._calibrated_by = calibration.key
+        self._training_text = TrainingText(original, calibration, self._results)
         current = original
         key = source_key(original.model.revision)
         for position, stage in enumerate(self._stages):
@@ -196,12 +198,16 @@ class Build:
     def _run_stage(self, position: int, work: Work, parent: str) -> Result:
         """Run a stage on what the steps before it left, or reuse its result."""
         stage = self._stages[position]
+        key = stage_key(parent, stage, self._calibrated_by)
         path = f"variants.{self._request.variant}.chain[{position}].{stage.name}"
 
         def make(target: Path, report: Report) -> Made:
             began = time.monotonic()
+            training = None
+            if stage.trains:
+                training = Training(self._results.lasting(key), self._training_text)
             try:
-                outcome = stage.apply(work, target, report)
+                outcome = stage.apply(replace(work, training=training), target, report)
             except OptimizerError as error:
                 if not error.path:
                     error.path = path
@@ -222,7 +228,6 @@ class Build:
             )
             return Made(record, graph=outcome.graph, source=outcome.source)
 
-        key = stage_key(parent, stage, self._calibrated_by)
         return self._steps.run(key, make, keep=stage.keeps_result)
 
     def _measure(self, result: Result, judge: Callable[[Report], Quality]) -> None:

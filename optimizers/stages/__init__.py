@@ -32,6 +32,8 @@ class Entry:
 
 TABLE = (
     Entry("distill", "substitute", "substitute:Substitute"),
+    Entry("distill", "student", "student:Student"),
+    Entry("distill", "recover", "recover:Recover"),
     Entry("restructure", "depth", "depth:RestructureDepth"),
     Entry("prune", "magnitude", "magnitude:PruneMagnitude", default=True),
     Entry("prune", "wanda", "wanda:PruneWanda"),
