@@ -51,15 +51,21 @@ class QuantizedGraph:
         self._tables = [node.inputs[0] for node in find_embeddings(model)]
         self._shared: dict[tuple[int, int], _Weights] = {}
 
-    def replace_linear(self, linear: Linear, bits: int) -> None:
-        """Turn a product into ``MatMulNBits``; a Gemm's bias is added behind it."""
+    def replace_linear(self, linear: Linear, bits: int, quantize: Quantizer | None = None) -> None:
+        """Turn a product into ``MatMulNBits``; a Gemm's bias is added behind it.
+
+        Args:
+            linear: To be replaced.
+            bits: Per weight.
+            quantize: For this product alone, unless it shares its weights with the embeddings.
+        """
         import onnx_ir
 
         name = f"{linear.weight.name}_Q{bits}"
         table = self._tied_table(linear)
         if table is None:
             weights = self._add(
-                name, self._quantize(linear.matrix().T, bits, whole=False), flat=False
+                name, (quantize or self._quantize)(linear.matrix().T, bits, whole=False), flat=False
             )
             nodes, packed = [], weights.data
         else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from artifacts.errors import BugError
 from artifacts.manifest import Frozen, GraphSpec
 from optimizers.sources import Source
 
@@ -34,6 +35,7 @@ class Work:
         fetch: Brings another model to this disk.
         calibration: Gives the text to calibrate on, as documents of equally many token ids; made
             when first asked for, which only a stage that ``calibrates`` may do.
+        threads: That may compute; None for all.
     """
 
     folder: Path
@@ -41,6 +43,13 @@ class Work:
     original: Source
     fetch: Callable[[str, str | None, Report], Source]
     calibration: Callable[[Report], Sequence[NDArray[np.int64]]]
+    threads: int | None = None
+
+    def graph_spec(self) -> GraphSpec:
+        """How the ONNX model is run, for stages of that form."""
+        if self.graph is None:
+            raise BugError("The torch form has no graph.")
+        return self.graph
 
 
 @dataclass(frozen=True, slots=True)
