@@ -126,12 +126,11 @@ class Build:
         judge = Judge(self._results, original, text, self._request.threads)
         calibration = Calibration(original, self._calibration_text, judge.text)
         self._calibrated_by = calibration.key
-        shared = (original, self._fetch, calibration.windows, self._request.threads)
         current = original
         key = source_key(original.model.revision)
         for position, stage in enumerate(self._stages):
             if stage.form == "torch":
-                work = Work(current.folder, None, *shared)
+                work = Work(current.folder, None, original, self._fetch, calibration.windows)
                 result = self._run_stage(position, work, key)
                 if result.source is not None:
                     current, key = result.source, source_key(result.source.model.revision)
@@ -142,7 +141,14 @@ class Build:
         graph, key = self._export(current, key, judge)
         for position, stage in enumerate(self._stages):
             if stage.form == "onnx":
-                work = Work(graph.folder, graph.spec, *shared)
+                work = Work(
+                    graph.folder,
+                    graph.spec,
+                    original,
+                    self._fetch,
+                    calibration.windows,
+                    self._request.threads,
+                )
                 result = self._run_stage(position, work, key)
                 graph = replace(graph, folder=result.folder)
                 key = stage_key(key, stage, self._calibrated_by)

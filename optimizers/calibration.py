@@ -86,6 +86,22 @@ class Calibration:
         return _cut(documents, window=window, count=budget // window, vocabulary=vocabulary)
 
 
+def within(windows: Sequence[NDArray[np.int64]], vocabulary: int) -> tuple[NDArray[np.int64], ...]:
+    """The windows that a model of a smaller vocabulary than the original's can read too.
+
+    Raises:
+        TextUseError: There are too few.
+    """
+    found = tuple(window for window in windows if int(window.max()) < vocabulary)
+    if len(found) < FEWEST:
+        raise TextUseError(
+            f"Only {len(found)} passages of the calibration text are within the vocabulary.",
+            path=_FIELD,
+            remedy="Give more text.",
+        )
+    return found
+
+
 def _refuse_shared(calibration: Sequence[str], evaluation: Sequence[str]) -> None:
     shared = set(calibration) & set(evaluation)
     if shared:

@@ -35,7 +35,7 @@ class Work:
         fetch: Brings another model to this disk.
         calibration: Gives the text to calibrate on, as documents of equally many token ids; made
             when first asked for, which only a stage that ``calibrates`` may do.
-        threads: That may compute; None for all.
+        threads: Of the sessions that a stage opens; None for as many as there are cores.
     """
 
     folder: Path

@@ -38,4 +38,5 @@ TABLE = (
     Entry("prune", "sparsegpt", "sparsegpt:PruneSparseGpt"),
     Entry("quantize", "weight_only", "weight_only:QuantizeWeightOnly"),
     Entry("quantize", "dynamic", "dynamic:QuantizeDynamic"),
+    Entry("quantize", "static", "static:QuantizeStatic"),
 )

@@ -99,6 +99,7 @@ class QuantizeWeightOnly(Stage):
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Quantize the products, then the embeddings."""
         from optimizers import linears
+        from optimizers.calibration import within
         from optimizers.gptq import Fitted
         from optimizers.graph_flow import visit_products
         from optimizers.quantized_graph import QuantizedGraph
@@ -127,7 +128,7 @@ class QuantizeWeightOnly(Stage):
             visit_products(
                 model,
                 work.graph_spec(),
-                work.calibration(report),
+                within(work.calibration(report), work.graph_spec().vocab_size),
                 replace_reached,
                 scratch=target,
                 threads=work.threads,
