@@ -51,10 +51,16 @@ class QuantizedGraph:
         self._tables = [node.inputs[0] for node in find_embeddings(model)]
         self._shared: dict[tuple[int, int], _Weights] = {}
 
-    def replace_linear(self, linear: Linear, bits: int, level: int = FAST) -> None:
+    def replace_linear(
+        self, linear: Linear, bits: int, level: int = FAST, *, quantize: Quantizer | None = None
+    ) -> None:
         """Turn a product into ``MatMulNBits``; a Gemm's bias is added behind it.
 
-        ``level`` 4 computes with int8 activations: the fast kernels, and the only ones for 8 bits.
+        Args:
+            linear: To be replaced.
+            bits: Per weight.
+            level: 4 computes with int8 activations: the fast kernels, the only ones for 8 bits.
+            quantize: For this product alone, unless it shares its weights with the embeddings.
         """
         import onnx_ir
 
@@ -62,7 +68,7 @@ class QuantizedGraph:
         table = self._tied_table(linear)
         if table is None:
             weights = self._add(
-                name, self._quantize(linear.matrix().T, bits, whole=False), flat=False
+                name, (quantize or self._quantize)(linear.matrix().T, bits, whole=False), flat=False
             )
             nodes, packed = [], weights.data
         else:

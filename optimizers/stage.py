@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from artifacts.errors import BugError
 from artifacts.manifest import Frozen, GraphSpec, NodePlan
 from optimizers.sources import Source
 
@@ -61,6 +62,12 @@ class Work:
     calibration: Callable[[Report], Sequence[NDArray[np.int64]]]
     threads: int | None = None
     training: Training | None = None
+
+    def graph_spec(self) -> GraphSpec:
+        """How the ONNX model is run, for stages of that form."""
+        if self.graph is None:
+            raise BugError("The torch form has no graph.")
+        return self.graph
 
 
 @dataclass(frozen=True, slots=True)

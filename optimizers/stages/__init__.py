@@ -40,5 +40,6 @@ TABLE = (
     Entry("prune", "sparsegpt", "sparsegpt:PruneSparseGpt"),
     Entry("quantize", "weight_only", "weight_only:QuantizeWeightOnly"),
     Entry("quantize", "dynamic", "dynamic:QuantizeDynamic"),
+    Entry("quantize", "static", "static:QuantizeStatic"),
     Entry("quantize", "kv_cache", "kv_cache:QuantizeKvCache"),
 )
