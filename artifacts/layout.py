@@ -69,6 +69,11 @@ class Layout:
         return self.root / "hosts"
 
     @property
+    def studies(self) -> Path:
+        """Journals of searches, made when the first search begins."""
+        return self.root / "studies"
+
+    @property
     def locks(self) -> Path:
         """Lock files; empty."""
         return self.root / "locks"

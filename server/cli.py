@@ -11,6 +11,7 @@ from server.commands.build import build
 from server.commands.compare import compare
 from server.commands.generate import generate
 from server.commands.prune_store import prune_store
+from server.commands.search import search
 from server.commands.serve import serve
 from server.commands.variants import variants
 
@@ -27,6 +28,7 @@ def application() -> typer.Typer:
     )
     app.command()(serve)
     app.command()(build)
+    app.command()(search)
     app.command()(compare)
     app.command()(generate)
     app.command()(variants)

@@ -6,7 +6,7 @@ Owns the requests to the optimizer. Knows nothing of processes or of variants' s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from server.config.errors import ConfigError
 from server.config.fields import Config, TextFile
 from server.errors import OptimizerError
 from server.optimizer import Optimizer
+from server.search.spaces import split_open
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +99,24 @@ async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) ->
         chain_errors = await _judge_anyway(error.content, optimizer)
         merged = (*error.errors, *chain_errors)
         raise ConfigError(source, list(dict.fromkeys(merged))) from None
-    response = await optimizer.plan(
-        PlanRequest(
-            model=config.model,
-            revision=config.revision,
-            calibration=_texts(config.calibration),
-            evaluation=_texts(config.evaluation),
-            variants={name: variant.chain for name, variant in config.variants.items()},
-            store=config.store,
-            offline=config.offline,
-        )
-    )
-    if response.errors:
-        raise ConfigError(source, response.errors)
+    settled, open_errors = split_open(chains_of(config))
+    response = await optimizer.plan(plan_request(config, settled))
+    if errors := (*open_errors, *response.errors):
+        raise ConfigError(source, errors)
     return Planned(config, response)
+
+
+def plan_request(config: Config, chains: Mapping[str, Any]) -> PlanRequest:
+    """What the optimizer is asked about chains on a config's model and texts."""
+    return PlanRequest(
+        model=config.model,
+        revision=config.revision,
+        calibration=_texts(config.calibration),
+        evaluation=_texts(config.evaluation),
+        variants=dict(chains),
+        store=config.store,
+        offline=config.offline,
+    )
 
 
 async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[Any]:
@@ -119,15 +124,23 @@ async def _judge_anyway(content: dict[str, Any], optimizer: Optimizer) -> list[A
     variants = content.get("variants")
     if not isinstance(variants, dict) or not variants:
         return []
+    chains = {str(name): _chain(variant) for name, variant in variants.items()}
+    settled, open_errors = split_open(chains)
     request = PlanRequest(
         model="demo",  # its own is judged when all else is right: it may be large, or far away
-        variants={str(name): _chain(variant) for name, variant in variants.items()},
+        variants=settled,
         offline=content.get("offline") is True,  # substitutes of the hub are looked up all the same
     )
     with contextlib.suppress(OptimizerError):  # what the config itself says wrong is shown anyway
         response = await optimizer.plan(request)
-        return [error for error in response.errors if error.path.startswith("variants")]
-    return []
+        chain_errors = [one for one in response.errors if one.path.startswith("variants")]
+        return [*open_errors, *chain_errors]
+    return open_errors
+
+
+def chains_of(config: Config) -> dict[str, Any]:
+    """The chain of each variant, as the config has it."""
+    return {name: variant.chain for name, variant in config.variants.items()}
 
 
 def _chain(variant: Any) -> Any:

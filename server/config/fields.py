@@ -9,9 +9,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from server.budget import OnBreach, When
+from server.search.objectives import ObjectiveName
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
@@ -228,6 +238,61 @@ class OptimizerSection(Section):
     )
 
 
+class SearchSection(Section):
+    """How `inference-unlimited search` looks for better variants; nothing else reads it."""
+
+    trials: int = Field(
+        default=24,
+        ge=1,
+        le=100_000,
+        description="Chains to build and judge, over all starts and all processes that share the "
+        "study. Repetitions, and what is refused before it is built, are not counted.",
+    )
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        le=525_600,
+        description="No trial begins after so many minutes. Unset: no limit.",
+    )
+    objectives: tuple[ObjectiveName, ...] = Field(
+        default=(
+            ObjectiveName.QUALITY,
+            ObjectiveName.DECODE,
+            ObjectiveName.PREFILL,
+            ObjectiveName.MEMORY,
+        ),
+        min_length=1,
+        max_length=6,
+        description="What the front is over: mean KL to the original, tokens per second of one "
+        "stream, of eight streams, and of a prompt, memory of the server, size of the files.",
+    )
+    seed: int = Field(default=0, ge=0, lt=1 << 31, description="Of everything that is drawn.")
+    storage: FilePath | None = Field(
+        default=None,
+        description="A journal file, or a database's address such as `postgresql://HOST/NAME`, "
+        "that machines share. Unset: a journal in the store.",
+    )
+    finalists: int = Field(
+        default=6,
+        ge=1,
+        le=32,
+        description="Variants that are measured again, and written, at most.",
+    )
+    rounds: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="How often each of them, and each hand-written variant, is measured again.",
+    )
+
+    @field_validator("objectives")
+    @classmethod
+    def _each_once(cls, names: tuple[ObjectiveName, ...]) -> tuple[ObjectiveName, ...]:
+        if len(set(names)) < len(names):
+            raise PydanticCustomError("twice", "an objective is named twice; name each once")
+        return names
+
+
 class LogSection(Section):
     """What is logged, and how."""
 
@@ -275,7 +340,8 @@ class Config(Section):
         max_length=64,
         description="Name of each variant and its chain: a list of stages (`[]` is the original "
         "model), or a mapping with `chain` and `budget`, whose fields override those of `budget` "
-        "for this variant (`null` lifts a limit). The first is the default.",
+        "for this variant (`null` lifts a limit). The first is the default. Chains that are spaces "
+        "(docs/searching.md) are for `inference-unlimited search`.",
     )
     traffic: dict[VariantName, Weight] = Field(
         default_factory=dict,
@@ -293,6 +359,10 @@ class Config(Section):
     optimizer: OptimizerSection = Field(
         default=OptimizerSection(),
         description="How the optimizer, a program of its own, is run.",
+    )
+    search: SearchSection = Field(
+        default=SearchSection(),
+        description="How `inference-unlimited search` looks for better variants.",
     )
     log: LogSection = Field(default=LogSection(), description="What is logged, and how.")
     store: FilePath = Field(

@@ -39,7 +39,8 @@ def render() -> str:
 def bounds(field: FieldInfo) -> str:
     """The limits of a field's value in words; empty when its type says it all."""
     words = []
-    unit = "entries" if typing.get_origin(field.annotation) is dict else "characters"
+    is_many = typing.get_origin(field.annotation) in (dict, tuple)
+    unit = "entries" if is_many else "characters"
     is_size = ByteSize in (field.annotation, *typing.get_args(field.annotation))
     for limit in field.metadata:
         for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
@@ -90,6 +91,8 @@ def _default(field: FieldInfo) -> str:
         return f"`{field.default.human_readable()}`"
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
+    if isinstance(field.default, tuple):
+        return f"`[{', '.join(field.default)}]`" if field.default else "empty"
     return f"`{field.default}`"
 
 
@@ -102,8 +105,9 @@ def _words(annotation: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         kinds = (kind for kind in typing.get_args(annotation) if kind is not type(None))
         return " or ".join(_words(kind) for kind in kinds)
-    if origin is dict:
-        return "mapping"
+    if origin in (dict, tuple):
+        items = f"list of {_words(typing.get_args(annotation)[0])}"
+        return "mapping" if origin is dict else items
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return " or ".join(f"`{choice}`" for choice in annotation)
     names = {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}

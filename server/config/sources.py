@@ -34,6 +34,7 @@ _PATHS = (
     ("evaluation", "text"),
     ("store",),
     ("optimizer", "optimum_python"),
+    ("search", "storage"),
 )
 
 
@@ -130,7 +131,8 @@ def _absolute(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         parent: Any = content
         for key in keys[:-1]:
             parent = parent.get(key) if isinstance(parent, dict) else None
-        if isinstance(parent, dict) and isinstance(parent.get(keys[-1]), str):
+        value = parent.get(keys[-1]) if isinstance(parent, dict) else None
+        if isinstance(value, str) and "://" not in value:  # a database's address is no path
             parent[keys[-1]] = str(folder / Path(parent[keys[-1]]).expanduser())
     model = content.get("model")
     if isinstance(model, str) and model.startswith(("./", "../", "~/")):

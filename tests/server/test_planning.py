@@ -91,3 +91,19 @@ async def test_a_build_uses_the_pinned_revision_and_the_configured_threads() -> 
     request = planned.build_request("int8", variant, threads=2)
     assert (request.revision, request.threads, request.store) == ("abc", 2, "/s")
     assert optimizer.asked[0].revision == "main"
+
+
+async def test_what_is_left_open_is_refused_before_it_is_planned() -> None:
+    """A space is the search's; the other variants are judged all the same, here and elsewhere."""
+    optimizer = FakeOptimizer(PlanResponse(errors=(CHAIN_ERROR,)))
+    variants = {"int8": [{"prun": {}}], "open": [{"prune": {"amount": {"low": 0.1, "high": 0.5}}}]}
+    config = Config(model="demo", variants=variants)
+    space, chain = await errors_of(lambda: config, optimizer)
+    assert (space.path, chain) == ("variants.open.chain[0].prune.amount", CHAIN_ERROR)
+    assert "inference-unlimited search" in space.remedy
+
+    def wrong() -> Config:
+        raise ConfigError("c.yaml", [CONFIG_ERROR], {"model": "demo", "variants": variants})
+
+    assert await errors_of(wrong, optimizer) == [CONFIG_ERROR, space, CHAIN_ERROR]
+    assert [list(request.variants) for request in optimizer.asked] == [["int8"], ["int8"]]

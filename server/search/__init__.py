@@ -1,0 +1,1 @@
+"""Search over chains: Optuna draws them, the optimizer builds them, a real server is measured."""
