@@ -1,8 +1,8 @@
 """The key-value cache: lazily committed memory of all slots of one session.
 
 Owns one anonymous mapping per layer for keys and one for values, shaped
-``(slots, heads, max_length, dim)`` float32. A page is committed when its first token is written
-and given back by ``release``. Knows nothing of ONNX Runtime or of who owns a slot.
+``(slots, heads, max_length, dim)``, float32 or int8. A page is committed when its first token is
+written and given back by ``release``. Knows nothing of ONNX Runtime or of who owns a slot.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.manifest import KvLayer
 
-_ITEM = 4  # bytes of a float32
 _MAP_NORESERVE = 0x4000  # Linux; the mmap module names it from Python 3.13 on
 
 
@@ -27,7 +27,7 @@ class KvTensor:
     past: str
     present: str
     memory: mmap.mmap
-    array: NDArray[np.float32]  # (slots, heads, max_length, dim)
+    array: NDArray[Any]  # (slots, heads, max_length, dim), float32 or int8
 
     @property
     def slot_bytes(self) -> int:
@@ -45,14 +45,15 @@ class KvCache:
         for layer in layers:
             key_shape = (slots, layer.heads, max_length, layer.key_dim)
             value_shape = (slots, layer.heads, max_length, layer.value_dim)
-            self.tensors.append(_map(layer.past_key, layer.present_key, key_shape))
-            self.tensors.append(_map(layer.past_value, layer.present_value, value_shape))
+            dtype = np.dtype(layer.dtype)
+            self.tensors.append(_map(layer.past_key, layer.present_key, key_shape, dtype))
+            self.tensors.append(_map(layer.past_value, layer.present_value, value_shape, dtype))
         self._written = [0] * slots  # tokens of each slot that may have committed memory
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one token of one sequence takes over all layers."""
-        return sum(t.array.shape[1] * t.array.shape[3] * _ITEM for t in self.tensors)
+        return sum(t.array.shape[1] * t.array.shape[3] * t.array.itemsize for t in self.tensors)
 
     def wrote(self, slot: int, length: int) -> None:
         """Note that the slot's first ``length`` tokens may be committed now."""
@@ -71,7 +72,7 @@ class KvCache:
             return
         for tensor in self.tensors:
             _, heads, max_length, dim = tensor.array.shape
-            token = dim * _ITEM
+            token = dim * tensor.array.itemsize
             head_bytes = max_length * token
             begin = slot * tensor.slot_bytes
             for head in range(heads):
@@ -80,13 +81,15 @@ class KvCache:
         self._written[slot] = keep
 
 
-def _map(past: str, present: str, shape: tuple[int, int, int, int]) -> KvTensor:
-    size = int(np.prod(shape)) * _ITEM
+def _map(
+    past: str, present: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]
+) -> KvTensor:
+    size = int(np.prod(shape)) * dtype.itemsize
     # Private, or madvise frees nothing; not reserved, since most of it is never touched.
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     # With huge pages one token could commit 2 MB per head.
     memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return KvTensor(past, present, memory, np.frombuffer(memory, np.float32).reshape(shape))
+    return KvTensor(past, present, memory, np.frombuffer(memory, dtype).reshape(shape))
 
 
 def _give_back(memory: mmap.mmap, begin: int, end: int) -> None:

@@ -54,6 +54,11 @@ class Layout:
         return self.root / "stages"
 
     @property
+    def training(self) -> Path:
+        """Checkpoints of stages that train, by the result's key; gone once that is kept."""
+        return self.root / "training"
+
+    @property
     def sources(self) -> Path:
         """What is known about model folders: content digests, sampled texts, reference logits."""
         return self.root / "sources"
@@ -87,6 +92,7 @@ class Layout:
                 self.manifests,
                 self.recipes,
                 self.stages,
+                self.training,
                 self.sources,
                 self.hosts,
                 self.locks,

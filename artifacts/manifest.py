@@ -22,7 +22,10 @@ class Frozen(BaseModel):
 
 
 class KvLayer(Frozen):
-    """One layer's key-value cache: ``(rows, heads, length, key_dim | value_dim)`` float32."""
+    """One layer's key-value cache: ``(rows, heads, length, key_dim | value_dim)``.
+
+    The scales of an int8 cache are constants of the graph.
+    """
 
     past_key: str
     past_value: str
@@ -31,6 +34,7 @@ class KvLayer(Frozen):
     heads: int
     key_dim: int
     value_dim: int
+    dtype: Literal["float32", "int8"] = "float32"
 
 
 class GraphSpec(Frozen):
@@ -110,6 +114,21 @@ class Quality(Frozen):
     by_document: tuple[DocumentQuality, ...] = ()
 
 
+class NodePlan(Frozen):
+    """How one product of the graph is computed, and what was measured to decide on it.
+
+    ``kl`` tells what rounding it alone to that many bits costs (mean KL in nats); ``level_error``
+    what int8 activations cost its worst row (a share of the row's output); None or empty where
+    nothing was measured.
+    """
+
+    node: str
+    bits: int
+    accuracy_level: int
+    kl: dict[int, float] = {}
+    level_error: float | None = None
+
+
 class StageRecord(Frozen):
     """One step of the lineage: a stage (or the export) and what it cost and gained."""
 
@@ -123,6 +142,7 @@ class StageRecord(Frozen):
     zeros: int | None = None
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
+    plan: tuple[NodePlan, ...] = ()
 
 
 class ExportRecord(Frozen):
@@ -134,6 +154,15 @@ class ExportRecord(Frozen):
     tokens_compared: int
     tried: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+class KernelFinding(Frozen):
+    """One node that ONNX Runtime computes by a slow kernel: which rule tells so, and why it is."""
+
+    node: str
+    operator: str
+    rule: str
+    reason: str
 
 
 class FileEntry(Frozen):
@@ -158,6 +187,7 @@ class Manifest(Frozen):
     lineage: tuple[StageRecord, ...]
     libraries: dict[str, str]
     created: str
+    audit: tuple[KernelFinding, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -177,9 +207,27 @@ class Manifest(Frozen):
         return self.model_copy(update={"lineage": lineage})
 
     @property
+    def audit_lines(self) -> tuple[str, ...]:
+        """What the audit found, a line for all nodes of one kind with one reason."""
+        nodes: dict[tuple[str, str], list[str]] = {}
+        for one in self.audit:
+            nodes.setdefault((one.operator, one.reason), []).append(one.node)
+        return tuple(
+            f"{operator}{_named(names)}: {reason}" for (operator, reason), names in nodes.items()
+        )
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all files together."""
         return sum(entry.size_bytes for entry in self.files)
+
+
+def _named(nodes: list[str]) -> str:
+    """One node by its name, and how many more; nothing where the whole graph is meant."""
+    if not nodes[0]:
+        return ""
+    more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+    return f" ({nodes[0]}{more})"
 
 
 def canonical_json(value: Any) -> bytes:
@@ -193,7 +241,8 @@ def content_digest(
     """SHA-256 (hex) over an artifact's content: files, how to run them, generation defaults."""
     content = {
         "files": {entry.name: entry.sha256 for entry in files},
-        "graph": graph.model_dump(mode="json"),
+        # Without defaults: a field that came later must not rename the artifacts from before it.
+        "graph": graph.model_dump(mode="json", exclude_defaults=True),
         "generation": generation.model_dump(mode="json"),
     }
     return hashlib.sha256(canonical_json(content)).hexdigest()

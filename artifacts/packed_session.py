@@ -96,6 +96,11 @@ class PackedSession:
         self._scores = empty_scores(slots, graph.vocab_size, sampled=slots)
         self._arange = np.arange(max_length, dtype=np.int64)
 
+    @property
+    def cache(self) -> KvCache:
+        """What the steps have written, for whoever calibrates on it; read-only."""
+        return self._cache
+
     def step(self, rows: Sequence[Row]) -> Scores:
         """See ``DecoderSession.step``."""
         low = min(row.slot for row in rows)
@@ -194,8 +199,9 @@ class PackedSession:
         for tensor in self._cache.tensors:
             shape = (high - low, *tensor.array.shape[1:])
             address = tensor.array.ctypes.data + low * tensor.slot_bytes
-            io.bind_input(tensor.past, "cpu", 0, np.float32, shape, address)
-            io.bind_output(tensor.present, "cpu", 0, np.float32, shape, address)
+            dtype = tensor.array.dtype.type
+            io.bind_input(tensor.past, "cpu", 0, dtype, shape, address)
+            io.bind_output(tensor.present, "cpu", 0, dtype, shape, address)
 
     def _bind_step(self, io: Any, span: int, shape: _Shape) -> None:
         tokens, width, logits, sampled = shape

@@ -97,7 +97,8 @@ def _doomed(
         except CorruptArtifactError:
             doomed.append(path)
     doomed += [path for path in sorted(layout.blobs.iterdir()) if path.name not in blobs]
-    doomed += [path for path in sorted(layout.stages.iterdir()) if path.stat().st_mtime < before_s]
+    for folder in (layout.stages, layout.training):
+        doomed += [path for path in sorted(folder.glob("*")) if path.stat().st_mtime < before_s]
     doomed += [path for path in sorted(layout.tmp.iterdir()) if _is_left(path, now_s - _DRAFT_S)]
     doomed += [path for path in sorted(layout.locks.iterdir()) if path.name != BUILDERS]
     doomed += [path for path in _checked(store) if path.stem not in artifacts]

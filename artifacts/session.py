@@ -18,8 +18,8 @@ longest row and ``m`` wanted logits:
 ``logit_positions``   (m,) int64         packed indices whose logits are wanted
 ``sampled_rows``      (s,) int64         which of the wanted have probabilities, 0..m
 ``inverse_temperatures`` (s, 1) float32  1 / temperature of each of these
-``past_key_values.i.key|value`` (rows, kv_heads, max_length, head_dim) float32, and the same
-memory again as the outputs ``present.i.key|value``
+``past_key_values.i.key|value`` (rows, kv_heads, max_length, head_dim) float32 or int8 (whose
+scales the graph holds), and the same memory again as the outputs ``present.i.key|value``
 ===================== ================== ========================================================
 
 The outputs are named and shaped as the arrays of ``artifacts.scores.Scores``, with a leading 1.

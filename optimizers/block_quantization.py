@@ -7,17 +7,19 @@ nothing of graphs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizers import half_quadratic
 from optimizers.errors import StageError
 from optimizers.linears import iterate_blocks
 
-Algorithm = Literal["rtn", "k_quant"]
+Algorithm = Literal["rtn", "k_quant", "hqq"]
 _SMALLEST_BLOCK = 16  # that the kernels know
 _FITS = 4  # rounds; more gain less than a thousandth
 _TINY = np.finfo(np.float32).tiny
@@ -44,12 +46,16 @@ class Blocks:
         """Dequantize to (N, K) float32, K = ``columns``."""
         rows, blocks = self.scales.shape
         values = _unpack(self.packed.reshape(rows, -1), self.bits).reshape(rows, blocks, -1)
-        zero = np.full((rows, blocks), 1 << (self.bits - 1), dtype=np.uint8)
-        if self.zero_points is not None:
-            zero = _unpack(self.zero_points, self.bits)[:, :blocks]
-        exact = values.astype(np.float32) - zero[..., None].astype(np.float32)
+        exact = values.astype(np.float32) - self.zeros()[..., None]
         restored: NDArray[np.float32] = exact * self.scales[..., None]
         return restored.reshape(rows, -1)[:, :columns]
+
+    def zeros(self) -> NDArray[np.float32]:
+        """The zero points, unpacked: (N, blocks) whole numbers as float32."""
+        rows, blocks = self.scales.shape
+        if self.zero_points is None:
+            return np.full((rows, blocks), 1 << (self.bits - 1), dtype=np.float32)
+        return _unpack(self.zero_points, self.bits)[:, :blocks].astype(np.float32)
 
 
 def quantize_blocks(
@@ -74,20 +80,26 @@ def quantize_blocks(
         if algorithm == "k_quant":
             blocks = _search(rows_of_part, bits, block_size)
         else:
-            blocks = _round(rows_of_part, bits, block_size, is_symmetric=is_symmetric)
+            blocks = round_blocks(rows_of_part, bits, block_size, is_symmetric=is_symmetric)
+            if algorithm == "hqq":
+                blocks = _fit(rows_of_part, blocks)
         if np.any(blocks.restore(columns)[rows_of_part == 0]):
             raise StageError("Quantization would turn exact zeros into other values.")
         return blocks
 
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(quantize, iterate_blocks(rows, chunk)))
+    return join_blocks(parts)
+
+
+def join_blocks(parts: Sequence[Blocks]) -> Blocks:
+    """Put the blocks of rows under each other."""
     zero_points = [part.zero_points for part in parts if part.zero_points is not None]
-    return Blocks(
+    return replace(
+        parts[0],
         packed=np.concatenate([part.packed for part in parts]),
         scales=np.concatenate([part.scales for part in parts]),
         zero_points=np.concatenate(zero_points) if zero_points else None,
-        bits=bits,
-        block_size=block_size,
     )
 
 
@@ -110,10 +122,10 @@ def whole_block_size(columns: int, block_size: int) -> int:
     return block_size
 
 
-def _round(
+def round_blocks(
     matrix: NDArray[np.float32], bits: int, block_size: int, *, is_symmetric: bool
 ) -> Blocks:
-    """Round to nearest, by the quantizer inside ONNX Runtime's math library (MLAS).
+    """Round (N, K) to nearest, by the quantizer inside ONNX Runtime's math library (MLAS).
 
     Its symmetric form gives the larger end of a block the whole signed range (-8 and not +7).
     """
@@ -129,6 +141,21 @@ def _round(
         np.ascontiguousarray(matrix.T)
     )
     return Blocks(packed, scales, None if is_symmetric else zero_points, bits, block_size)
+
+
+def _fit(matrix: NDArray[np.float32], blocks: Blocks) -> Blocks:
+    """Move the scales of blocks by half-quadratic splitting; their zero points stay."""
+    rows, count = blocks.scales.shape
+    size, bits = blocks.block_size, blocks.bits
+    padded = np.pad(matrix, ((0, 0), (0, count * size - matrix.shape[1])))
+    values, scales = half_quadratic.fit(
+        padded.reshape(-1, size),
+        blocks.scales.reshape(-1, 1),
+        blocks.zeros().reshape(-1, 1),
+        largest=(1 << bits) - 1,
+    )
+    packed = pack(values.astype(np.uint8).reshape(rows, -1), bits).reshape(rows, count, -1)
+    return replace(blocks, packed=packed, scales=scales.reshape(rows, count))
 
 
 def _search(matrix: NDArray[np.float32], bits: int, block_size: int) -> Blocks:
@@ -152,9 +179,9 @@ def _search(matrix: NDArray[np.float32], bits: int, block_size: int) -> Blocks:
         weights, values.astype(np.float32), scales.astype(np.float32), zero, (1 << bits) - 1
     )
     return Blocks(
-        packed=_pack(quantized.astype(np.uint8).reshape(rows, -1), bits).reshape(rows, blocks, -1),
+        packed=pack(quantized.astype(np.uint8).reshape(rows, -1), bits).reshape(rows, blocks, -1),
         scales=fitted.reshape(rows, blocks),
-        zero_points=_pack(zero_points.reshape(rows, blocks), bits),
+        zero_points=pack(zero_points.reshape(rows, blocks), bits),
         bits=bits,
         block_size=block_size,
     )
@@ -184,7 +211,7 @@ def _fit_scales(
     return values, scales.astype(np.float32)
 
 
-def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Pack (N, n) small integers into (N, ceil(n * bits / 8)) bytes."""
     if bits == 8:
         return np.ascontiguousarray(values)
@@ -195,7 +222,7 @@ def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Undo ``_pack``; an odd count comes back with one value too many."""
+    """Undo ``pack``; an odd count comes back with one value too many."""
     if bits == 8:
         return packed
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)

@@ -22,6 +22,7 @@ from artifacts.store import Store
 from optimizers import sources
 from optimizers.answer import answer
 from optimizers.calibration import Calibration, digest_of, text_of
+from optimizers.distillation.texts import TrainingText
 from optimizers.errors import OptimizerError, RecipeChangedError, RequestError
 from optimizers.events import Events
 from optimizers.generation_config import generation_defaults
@@ -31,7 +32,7 @@ from optimizers.recipe import export_key, libraries, recipe_digest, source_key, 
 from optimizers.results import Made, Result, Results, folder_bytes
 from optimizers.sources import Source
 from optimizers.spec import parse_chain
-from optimizers.stage import Report, Stage, Work
+from optimizers.stage import Report, Stage, Training, Work
 from optimizers.steps import Steps
 
 
@@ -110,6 +111,7 @@ class Build:
         judge = Judge(self._results, original, text, self._request.threads)
         calibration = Calibration(original, self._calibration_text, judge.text)
         self._calibrated_by = calibration.key
+        self._training_text = TrainingText(original, calibration, self._results)
         current = original
         key = source_key(original.model.revision)
         for position, stage in enumerate(self._stages):
@@ -125,9 +127,16 @@ class Build:
         graph, key = self._export(current, key, judge)
         for position, stage in enumerate(self._stages):
             if stage.form == "onnx":
-                work = Work(graph.folder, graph.spec, original, self._fetch, calibration.windows)
+                work = Work(
+                    graph.folder,
+                    graph.spec,
+                    original,
+                    self._fetch,
+                    calibration.windows,
+                    self._request.threads,
+                )
                 result = self._run_stage(position, work, key)
-                graph = replace(graph, folder=result.folder)
+                graph = replace(graph, folder=result.folder, spec=result.graph or graph.spec)
                 key = stage_key(key, stage, self._calibrated_by)
                 self._measure(result, partial(judge.onnx, key, graph.folder / MODEL, graph.spec))
         return self._publish(original, current, graph)
@@ -189,12 +198,16 @@ class Build:
     def _run_stage(self, position: int, work: Work, parent: str) -> Result:
         """Run a stage on what the steps before it left, or reuse its result."""
         stage = self._stages[position]
+        key = stage_key(parent, stage, self._calibrated_by)
         path = f"variants.{self._request.variant}.chain[{position}].{stage.name}"
 
         def make(target: Path, report: Report) -> Made:
             began = time.monotonic()
+            training = None
+            if stage.trains:
+                training = Training(self._results.lasting(key), self._training_text)
             try:
-                outcome = stage.apply(work, target, report)
+                outcome = stage.apply(replace(work, training=training), target, report)
             except OptimizerError as error:
                 if not error.path:
                     error.path = path
@@ -211,10 +224,10 @@ class Build:
                 parameters=outcome.parameters,
                 zeros=outcome.zeros if stage.form == "torch" else self._check_zeros(target),
                 notes=outcome.notes,
+                plan=outcome.plan,
             )
-            return Made(record, source=outcome.source)
+            return Made(record, graph=outcome.graph, source=outcome.source)
 
-        key = stage_key(parent, stage, self._calibrated_by)
         return self._steps.run(key, make, keep=stage.keeps_result)
 
     def _measure(self, result: Result, judge: Callable[[Report], Quality]) -> None:
@@ -233,6 +246,8 @@ class Build:
 
     def _publish(self, original: Source, current: Source, graph: _Graph) -> str:
         """Put the artifact into the store; its manifest comes last."""
+        from optimizers.kernel_audit import audit
+
         self._steps.begin(reused=False)
         files = add_files(
             self._store,
@@ -252,5 +267,6 @@ class Build:
                 lineage=tuple(self._steps.lineage),
                 libraries=libraries(),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
+                audit=audit(graph.folder, graph.spec),
             )
         )

@@ -65,25 +65,51 @@ class Calibration:
             self._windows = self._make(report)
         return self._windows
 
-    def _make(self, report: Report) -> tuple[NDArray[np.int64], ...]:
+    def documents(self) -> list[list[int]] | None:
+        """All of the text as token ids; None where there is none and the original is to write it.
+
+        Raises:
+            TextUseError: Some of it is measured on as well.
+        """
         from optimizers.tokenizer_files import load_tokenizer
+
+        if self._text is None:
+            return None
+        written = texts.read(self._text)
+        if self._evaluation is not None:
+            _refuse_shared(written, texts.read(self._evaluation))
+        tokenizer = load_tokenizer(self._original.folder)
+        return [tokenizer.encode(text).ids for text in written]
+
+    def _make(self, report: Report) -> tuple[NDArray[np.int64], ...]:
         from optimizers.torch_models import load_module, longest_input, sample_text
 
         module = load_module(self._original.folder)
         window = min(WINDOW, longest_input(module))
         vocabulary = int(module.get_output_embeddings().weight.shape[0])
         budget = min(max(int(3e12 / module.num_parameters()), LEAST_TOKENS), MOST_TOKENS)
-        if self._text is None:
+        documents = self.documents()
+        if documents is None:
             report(0.0, "writing a calibration text")
             count = budget // window
             documents = sample_text(module, documents=count, length=window, seed=_SEED)
-        else:
-            written = texts.read(self._text)
-            if self._evaluation is not None:
-                _refuse_shared(written, texts.read(self._evaluation))
-            tokenizer = load_tokenizer(self._original.folder)
-            documents = [tokenizer.encode(text).ids for text in written]
         return _cut(documents, window=window, count=budget // window, vocabulary=vocabulary)
+
+
+def within(windows: Sequence[NDArray[np.int64]], vocabulary: int) -> tuple[NDArray[np.int64], ...]:
+    """The windows that a model of a smaller vocabulary than the original's can read too.
+
+    Raises:
+        TextUseError: There are too few.
+    """
+    found = tuple(window for window in windows if int(window.max()) < vocabulary)
+    if len(found) < FEWEST:
+        raise TextUseError(
+            f"Only {len(found)} passages of the calibration text are within the vocabulary.",
+            path=_FIELD,
+            remedy="Give more text.",
+        )
+    return found
 
 
 def _refuse_shared(calibration: Sequence[str], evaluation: Sequence[str]) -> None:

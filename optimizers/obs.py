@@ -37,7 +37,7 @@ def prune(weight: Any, hessian: Any, *, amount: float, pattern: masks.Pattern) -
     left = weight.double()
     silent = hessian.diagonal() == 0  # inputs that are always zero: their weights do nothing
     left[:, silent] = 0.0
-    inverse = _inverse_factor(hessian, silent)
+    inverse = inverse_factor(hessian)
     diagonal = inverse.diagonal()
     step = masks.GROUP if pattern == "2:4" else _COLUMNS
     for begin in range(0, inputs, _COLUMNS):
@@ -60,13 +60,16 @@ def prune(weight: Any, hessian: Any, *, amount: float, pattern: masks.Pattern) -
     weight.copy_(left)
 
 
-def _inverse_factor(hessian: Any, silent: Any) -> Any:
-    """Upper Cholesky factor of the damped inverse: row j is what column j's error is spread by."""
+def inverse_factor(hessian: Any) -> Any:
+    """Upper Cholesky factor of the damped inverse: row j is what column j's error is spread by.
+
+    Inputs that are always zero stand by themselves.
+    """
     import torch
 
     damped = hessian.clone()
     diagonal = damped.diagonal()
-    diagonal[silent] = 1.0
+    diagonal[diagonal == 0] = 1.0
     diagonal += _DAMPING * diagonal.mean()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True)

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizers.accuracy_levels import FAST
 from optimizers.block_quantization import Blocks, quantize_blocks, whole_block_size
 from optimizers.linears import Linear, find_embeddings, new_weight, replace_node
 
 _DOMAIN = "com.microsoft"
-_LEVEL = 4  # activations as int8: the only fast kernels on a CPU, and the only ones for 8 bits
 
 
 class Quantizer(Protocol):
@@ -51,15 +51,24 @@ class QuantizedGraph:
         self._tables = [node.inputs[0] for node in find_embeddings(model)]
         self._shared: dict[tuple[int, int], _Weights] = {}
 
-    def replace_linear(self, linear: Linear, bits: int) -> None:
-        """Turn a product into ``MatMulNBits``; a Gemm's bias is added behind it."""
+    def replace_linear(
+        self, linear: Linear, bits: int, level: int = FAST, *, quantize: Quantizer | None = None
+    ) -> None:
+        """Turn a product into ``MatMulNBits``; a Gemm's bias is added behind it.
+
+        Args:
+            linear: To be replaced.
+            bits: Per weight.
+            level: 4 computes with int8 activations: the fast kernels, the only ones for 8 bits.
+            quantize: For this product alone, unless it shares its weights with the embeddings.
+        """
         import onnx_ir
 
         name = f"{linear.weight.name}_Q{bits}"
         table = self._tied_table(linear)
         if table is None:
             weights = self._add(
-                name, self._quantize(linear.matrix().T, bits, whole=False), flat=False
+                name, (quantize or self._quantize)(linear.matrix().T, bits, whole=False), flat=False
             )
             nodes, packed = [], weights.data
         else:
@@ -76,7 +85,7 @@ class QuantizedGraph:
                 "N": linear.columns,
                 "bits": bits,
                 "block_size": weights.block_size,
-                "accuracy_level": _LEVEL,
+                "accuracy_level": level,
             },
             domain=_DOMAIN,
             name=linear.node.name,

@@ -30,6 +30,7 @@ _LIBRARIES = {
         "onnxscript",
         "onnxruntime",  # an export is kept because it was seen to run rightly in this one
     ),
+    "training": ("accelerate", "peft"),
     "onnx": ("onnx", "onnx-ir", "onnxruntime", "numpy"),
 }
 RECORDED = tuple(sorted({name for names in _LIBRARIES.values() for name in names}))
@@ -63,7 +64,7 @@ def stage_key(parent: str, stage: Stage, calibration: str) -> str:
             "parent": parent,
             "stage": _identity(stage),
             "calibration": calibration if stage.calibrates else None,
-            "libraries": libraries(stage.form),
+            "libraries": libraries(stage.form) | (libraries("training") if stage.trains else {}),
         }
     )
 

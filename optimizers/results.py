@@ -1,8 +1,9 @@
 """Intermediate results of builds, kept so that a killed build resumes and variants share work.
 
 Owns ``stages/<key>/`` in the store: the result's files and, written last, ``done.json``. A result
-that was changed or truncated counts as missing. Only who holds a result's lock removes anything of
-it. Knows nothing of what the files are.
+that was changed or truncated counts as missing. Owns ``training/<key>/`` too, where what makes a
+result leaves what it can go on with. Only who holds a result's lock removes anything of it. Knows
+nothing of what the files are.
 """
 
 from __future__ import annotations
@@ -98,8 +99,16 @@ class Results:
                 if keep:
                     with storing(self._layout.root):
                         self._finish(draft, key, made)
+                        shutil.rmtree(self._layout.training / key, ignore_errors=True)
         folder = self._layout.stages / key
         return Result(folder, made.record, made.graph, made.export, made.source)
+
+    def lasting(self, key: str) -> Path:
+        """A folder that is there until the result is kept; for who is making that alone."""
+        folder = self._layout.training / key
+        with storing(self._layout.root):
+            folder.mkdir(exist_ok=True)
+        return folder
 
     def _clear(self, key: str) -> None:
         """Free what builders that were killed, or a disk that changed it, left of this result."""

@@ -167,13 +167,21 @@ def _order_errors(path: str, stages: Sequence[Stage]) -> list[FieldError]:
     for index, stage in enumerate(stages):
         before = stages[:index]
         here = f"{path}[{index}].{stage.name}"
-        if later := [other for other in before if _place(other) > _place(stage)]:
+        if later := [other for other in before if _place(other) > _reach(stage)]:
             label = _label(later[0])
             errors.append(
                 FieldError(
                     path=here,
                     message=f"{_label(stage)} comes after {label}: {stage.reason}.",
                     remedy=f"Move {_label(stage)} before {label}.",
+                )
+            )
+        if stage.needs and not any(other.name in stage.needs for other in before):
+            errors.append(
+                FieldError(
+                    path=here,
+                    message=f"{_label(stage)} needs a {' or '.join(stage.needs)} before it.",
+                    remedy=f"Put {_label(stage)} behind one, or leave it out.",
                 )
             )
         group = [other for other in before if stage.group and other.group == stage.group]
@@ -191,6 +199,11 @@ def _order_errors(path: str, stages: Sequence[Stage]) -> list[FieldError]:
 def _place(stage: Stage) -> tuple[bool, int]:
     """Where a stage belongs: the export ends the torch form, whatever the ranks are."""
     return stage.form == "onnx", stage.rank
+
+
+def _reach(stage: Stage) -> tuple[bool, int]:
+    """The last place that it may come after."""
+    return stage.form == "onnx", stage.rank if stage.reach is None else stage.reach
 
 
 def _label(stage: Stage) -> str:

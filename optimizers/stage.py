@@ -11,15 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from artifacts.manifest import Frozen, GraphSpec
+from artifacts.errors import BugError
+from artifacts.manifest import Frozen, GraphSpec, NodePlan
 from optimizers.sources import Source
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimizers.distillation.texts import TrainingText
+
 Report = Callable[[float, str], None]
 """Hears how far a stage is, 0..1, and what it is doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a stage that ``trains`` works with, beside the model.
+
+    Attributes:
+        folder: For checkpoints: it outlives a build that is killed, so that the next one goes on,
+            and is gone once the result is kept.
+        text: Gives the text to train on.
+    """
+
+    folder: Path
+    text: TrainingText
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +51,8 @@ class Work:
         fetch: Brings another model to this disk.
         calibration: Gives the text to calibrate on, as documents of equally many token ids; made
             when first asked for, which only a stage that ``calibrates`` may do.
+        threads: Of the sessions that a stage opens; None for as many as there are cores.
+        training: None for a stage that does not train.
     """
 
     folder: Path
@@ -41,6 +60,14 @@ class Work:
     original: Source
     fetch: Callable[[str, str | None, Report], Source]
     calibration: Callable[[Report], Sequence[NDArray[np.int64]]]
+    threads: int | None = None
+    training: Training | None = None
+
+    def graph_spec(self) -> GraphSpec:
+        """How the ONNX model is run, for stages of that form."""
+        if self.graph is None:
+            raise BugError("The torch form has no graph.")
+        return self.graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +75,16 @@ class Outcome:
     """What a stage says about its result.
 
     ``source`` is set instead of files in the target folder by a stage that only changes which
-    model the chain continues with.
+    model the chain continues with; ``graph`` by a stage after which the graph is run otherwise;
+    ``plan`` by one that decided on each product by measures.
     """
 
     parameters: int | None = None
     zeros: int | None = None
     notes: tuple[str, ...] = ()
     source: Source | None = None
+    graph: GraphSpec | None = None
+    plan: tuple[NodePlan, ...] = ()
 
 
 class Stage(Frozen):
@@ -68,10 +98,16 @@ class Stage(Frozen):
     """What it works on and leaves; the torch form comes before the ONNX form in every chain."""
     rank: ClassVar[int]
     """Its place among the stages of its form: none of a lower rank may follow it."""
+    reach: ClassVar[int | None] = None
+    """The highest rank that it may follow, where that is above its own."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Names of stages of which one must come before it; empty where none need."""
     reason: ClassVar[str]
     """Why it may not follow a stage of a higher rank or of the ONNX form, for the error message."""
     group: ClassVar[str | None] = None
     """A chain holds at most one stage of a group; None where it may hold several of this stage."""
+    trains: ClassVar[bool] = False
+    """Whether it is given a ``Training``."""
     keeps_result: ClassVar[bool] = True
     """False when there are no files to keep, since the result is another source."""
 

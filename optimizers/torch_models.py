@@ -79,35 +79,46 @@ class TorchScorer:
 def sample_text(module: Any, *, documents: int, length: int, seed: int) -> list[list[int]]:
     """Have a model write documents from nothing but its first token, at temperature 1."""
     import torch
+
+    torch.manual_seed(seed)
+    written: list[list[int]] = []
+    while len(written) < documents:
+        rows = min(_ROWS, documents - len(written))
+        start = torch.full((rows, 1), _first_token(module), dtype=torch.int64)
+        written += go_on(module, start, length=length).tolist()
+    return written
+
+
+def go_on(module: Any, start: Any, *, length: int) -> Any:
+    """Have a model go on with (rows, tokens) until there are ``length``, at temperature 1."""
+    import torch
     from transformers import GenerationConfig
 
-    config = module.config.get_text_config()
-    first = config.bos_token_id
-    if first is None:
-        eos = config.eos_token_id
-        first = eos[0] if isinstance(eos, list) else eos if eos is not None else 0
+    first = _first_token(module)
+    count = length - start.shape[1]
     generation = GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=length - 1,
-        min_new_tokens=length - 1,
+        max_new_tokens=count,
+        min_new_tokens=count,
         bos_token_id=first,
-        eos_token_id=config.eos_token_id,
+        eos_token_id=module.config.get_text_config().eos_token_id,
         pad_token_id=first,
     )
-    torch.manual_seed(seed)
-    written: list[list[int]] = []
-    while len(written) < documents:
-        rows = min(_ROWS, documents - len(written))
-        start = torch.full((rows, 1), first, dtype=torch.int64)
-        with torch.inference_mode():
-            ids = module.generate(
-                start, attention_mask=torch.ones_like(start), generation_config=generation
-            )
-        written += ids.tolist()
-    return written
+    with torch.no_grad():
+        return module.generate(
+            start, attention_mask=torch.ones_like(start), generation_config=generation
+        )
+
+
+def _first_token(module: Any) -> int:
+    config = module.config.get_text_config()
+    if config.bos_token_id is not None:
+        return int(config.bos_token_id)
+    eos = config.eos_token_id
+    return int(eos[0]) if isinstance(eos, list) else int(eos) if eos is not None else 0
 
 
 def longest_input(module: Any) -> int:

@@ -201,7 +201,7 @@ class GetVariantRequest(_message.Message):
     def __init__(self, variant: _Optional[str] = ...) -> None: ...
 
 class Variant(_message.Message):
-    __slots__ = ("name", "is_default", "state", "chain_json", "recipe", "artifact", "model", "lineage", "size_bytes", "limits", "progress", "error", "traffic_weight", "export", "libraries", "created", "host_figures", "budget")
+    __slots__ = ("name", "is_default", "state", "chain_json", "recipe", "artifact", "model", "lineage", "size_bytes", "limits", "progress", "error", "traffic_weight", "export", "libraries", "created", "audit", "host_figures", "budget")
     class LibrariesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,7 @@ class Variant(_message.Message):
     EXPORT_FIELD_NUMBER: _ClassVar[int]
     LIBRARIES_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     HOST_FIGURES_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     name: str
@@ -243,9 +244,10 @@ class Variant(_message.Message):
     export: Export
     libraries: _containers.ScalarMap[str, str]
     created: str
+    audit: _containers.RepeatedScalarFieldContainer[str]
     host_figures: HostFigures
     budget: Budget
-    def __init__(self, name: _Optional[str] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[VariantState, str]] = ..., chain_json: _Optional[str] = ..., recipe: _Optional[str] = ..., artifact: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., size_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., error: _Optional[str] = ..., traffic_weight: _Optional[float] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., host_figures: _Optional[_Union[HostFigures, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[VariantState, str]] = ..., chain_json: _Optional[str] = ..., recipe: _Optional[str] = ..., artifact: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., size_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., error: _Optional[str] = ..., traffic_weight: _Optional[float] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., audit: _Optional[_Iterable[str]] = ..., host_figures: _Optional[_Union[HostFigures, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
 
 class HostFigures(_message.Message):
     __slots__ = ("processor", "isa", "cores", "onnxruntime", "measured", "rounds", "disturbed_rounds", "speeds", "quality")

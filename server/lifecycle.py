@@ -152,6 +152,8 @@ class Lifecycle:
                 return
         artifact = await self._build(name, attempt)
         stored = await self._open(name, artifact)
+        for line in stored.manifest.audit_lines:
+            _log.warning("slow kernel", variant=name, nodes=line)
         await self._judge_and_serve(name, artifact, stored, attempt)
 
     async def _bring_up_found(self, name: str, artifact: str, attempt: Attempt) -> None:

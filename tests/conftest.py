@@ -50,6 +50,19 @@ def tiny_llama_export(
     return exported.model, exported.graph
 
 
+@pytest.fixture(scope="session")
+def tiny_llama_int8_cache(
+    tiny_llama_export: tuple[Path, GraphSpec], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, GraphSpec]:
+    """Give the same graph with its key-value cache in int8."""
+    from tests.optimizers.onnx_stage import run_stage
+
+    folder = tmp_path_factory.mktemp("int8-cache")
+    outcome = run_stage({"method": "kv_cache"}, *tiny_llama_export, folder)
+    assert outcome.graph is not None
+    return folder / "model.onnx", outcome.graph
+
+
 DEMO_CONFIG = Path(__file__).parents[1] / "demo" / "config.yaml"
 
 

@@ -32,10 +32,14 @@ class Entry:
 
 TABLE = (
     Entry("distill", "substitute", "substitute:Substitute"),
+    Entry("distill", "student", "student:Student"),
+    Entry("distill", "recover", "recover:Recover"),
     Entry("restructure", "depth", "depth:RestructureDepth"),
     Entry("prune", "magnitude", "magnitude:PruneMagnitude", default=True),
     Entry("prune", "wanda", "wanda:PruneWanda"),
     Entry("prune", "sparsegpt", "sparsegpt:PruneSparseGpt"),
     Entry("quantize", "weight_only", "weight_only:QuantizeWeightOnly"),
     Entry("quantize", "dynamic", "dynamic:QuantizeDynamic"),
+    Entry("quantize", "static", "static:QuantizeStatic"),
+    Entry("quantize", "kv_cache", "kv_cache:QuantizeKvCache"),
 )

@@ -30,7 +30,7 @@ class QuantizeDynamic(Stage):
     version: ClassVar[int] = 1
     form: ClassVar[Literal["torch", "onnx"]] = "onnx"
     rank: ClassVar[int] = 0
-    reason: ClassVar[str] = "it needs the float32 products of the export"
+    reason: ClassVar[str] = "weights come first, from the float32 products of the export"
     group: ClassVar[str | None] = "quantize"
 
     method: Annotated[

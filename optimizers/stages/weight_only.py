@@ -2,21 +2,23 @@
 
 Owns where ``MatMulNBits`` and ``GatherBlockQuantized`` go and which bits each layer gets. The
 kernels quantize activations per block of a row on the fly (``accuracy_level`` 4), so rows stay
-independent of each other. Knows nothing of how a block is quantized.
+independent of each other. Knows nothing of how a block is quantized or what bits are chosen by.
 
 Measured on the demo model (mean KL to the original in nats, 7,389 positions): 4 bits in blocks of
-32 with rtn 0.0140, with k_quant 0.0134, symmetric 0.0175; blocks of 16 and 128 0.0102 and 0.0231
-(k_quant 0.0208); 8 bits throughout 0.0002. The head at 4 bits as well costs 0.0195 and makes the
+32 with rtn 0.0140, with k_quant 0.0134, with hqq 0.0131, with gptq 0.0053, symmetric 0.0175 (gptq
+0.0060); blocks of 16 and 128 0.0102 and 0.0231 (k_quant 0.0208, gptq 0.0085); 8 bits throughout
+0.0002. The head at 4 bits as well costs 0.0195 and makes the
 artifact no smaller, since at 8 bits it shares its bytes with the embeddings: hence its default.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from artifacts.errors import BugError
 from optimizers.stage import Outcome, Report, Stage, Work
 
 if TYPE_CHECKING:
@@ -24,8 +26,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimizers.block_quantization import Blocks
+    from optimizers.graph_flow import Reached
+    from optimizers.linears import Linear
+    from optimizers.quantized_graph import Quantizer
+    from optimizers.weight_plan import Wanted
 
 FLOAT = 32  # bits of what stays as it is
+FAST = 4  # the accuracy level that computes with int8 activations
+_LATER = {"mean_bits": None, "accuracy_level": FAST}
 
 
 class QuantizeWeightOnly(Stage):
@@ -35,13 +43,29 @@ class QuantizeWeightOnly(Stage):
     version: ClassVar[int] = 1
     form: ClassVar[Literal["torch", "onnx"]] = "onnx"
     rank: ClassVar[int] = 0
-    reason: ClassVar[str] = "it needs the float32 products of the export"
+    reason: ClassVar[str] = "weights come first, from the float32 products of the export"
     group: ClassVar[str | None] = "quantize"
 
     method: Annotated[
         Literal["weight_only"], Field(description="weight_only: low-bit weights in blocks.")
     ] = "weight_only"
-    bits: Annotated[Literal[4, 8], Field(description="Bits per weight: 4 or 8.")] = 4
+    bits: Annotated[
+        Literal[4, 8, "mixed"],
+        Field(
+            description="Bits per weight: 4, 8, or mixed, which gives 8 to the products that "
+            "need them most and 4 to the others, by measures on the calibration text."
+        ),
+    ] = 4
+    mean_bits: Annotated[
+        float | None,
+        Field(
+            ge=4,
+            le=8,
+            description="With mixed bits: how many a weight may have on average, between 4 (all "
+            "products have 4) and 8 (all have 8). Scales and zero points, embeddings and lm_head "
+            "are not counted.",
+        ),
+    ] = None
     block_size: Annotated[
         Literal[16, 32, 64, 128, 256],
         Field(
@@ -54,10 +78,12 @@ class QuantizeWeightOnly(Stage):
         bool, Field(description="true: no zero points; smaller, a little less exact.")
     ] = False
     algorithm: Annotated[
-        Literal["rtn", "k_quant"],
+        Literal["rtn", "k_quant", "hqq", "gptq"],
         Field(
             description="rtn rounds to nearest; k_quant searches each block's scale for the "
-            "least error (slower to build, the same speed to serve)."
+            "least error; hqq lets few weights be further off so that most are nearer; gptq makes "
+            "up for errors on the calibration text (embeddings, and a head tied to them, are "
+            "rounded). Slower to build in this order, the same speed to serve."
         ),
     ] = "rtn"
     lm_head_bits: Annotated[
@@ -75,8 +101,50 @@ class QuantizeWeightOnly(Stage):
         ),
     ] = 8
 
+    accuracy_level: Annotated[
+        Literal["auto", 0, 1, 2, 3, 4],
+        Field(
+            description="How 4-bit products treat activations. 4: rounded to int8, which is fast; "
+            "0 to 3: float32, which is exact and about half as fast; auto: 4 except where that "
+            "costs more than rounding the weights does, by measures on the calibration text. "
+            "8-bit products always have 4."
+        ),
+    ] = 4
+
+    @property
+    def calibrates(self) -> bool:
+        """Where something is measured, or GPTQ looks at what the text makes flow."""
+        return self._measures or self.algorithm == "gptq"
+
+    @property
+    def _measures(self) -> bool:
+        return self.bits == "mixed" or self.accuracy_level == "auto"
+
+    def identity(self) -> dict[str, Any]:
+        """Fields that came later count where they are set, so that older recipes stay valid."""
+        fields = super().identity()
+        unset = {name for name, value in _LATER.items() if fields[name] == value}
+        return {name: value for name, value in fields.items() if name not in unset}
+
     def problem(self) -> tuple[str, str, str] | None:
-        """Refuse what the algorithm cannot do."""
+        """Refuse what the algorithm cannot do, and fields that say different things."""
+        mixed = self.bits == "mixed"
+        if mixed != (self.mean_bits is not None):
+            return (
+                "mean_bits",
+                "mean_bits belongs to mixed bits, and mixed bits need it.",
+                "Give both, for example bits: mixed and mean_bits: 5, or neither.",
+            )
+        for name in ("lm_head_bits", "embedding_bits"):
+            if mixed and getattr(self, name) is None:
+                message = f"With mixed bits, {name} cannot be the same as bits."
+                return name, message, "Give it a number."
+        if self.bits == 8 and self.accuracy_level != FAST:
+            return (
+                "accuracy_level",
+                "8-bit products have no fast kernel but that of level 4.",
+                "Leave accuracy_level out, or set bits to 4 or mixed.",
+            )
         if self.algorithm == "k_quant" and self.symmetric:
             return (
                 "symmetric",
@@ -88,26 +156,76 @@ class QuantizeWeightOnly(Stage):
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Quantize the products, then the embeddings."""
         from optimizers import linears
+        from optimizers.calibration import within
+        from optimizers.gptq import Fitted
+        from optimizers.graph_flow import visit_products
         from optimizers.quantized_graph import QuantizedGraph
+        from optimizers.weight_plan import plan_weights, told
 
         model = linears.load(work.folder)
         graph = QuantizedGraph(model, self._blocks)
         found = linears.find_linears(model)
         tables = linears.find_embeddings(model)
-        count = len(found) + len(tables)
-        for index, linear in enumerate(found):
-            report(0.9 * index / count, "quantizing products")
-            bits = (self.lm_head_bits or self.bits) if linear.is_head else self.bits
-            if bits < FLOAT:
-                graph.replace_linear(linear, bits)
+        plans = plan_weights(self._wanted(), found, self._product_blocks, work, report)
+        planned = {id(linear.node): plan for linear, plan in zip(found, plans, strict=True)}
+        begun, count = (0.6 if self._measures else 0.0), len(found) + len(tables)
+        places = iter(range(len(found)))
+
+        def replace(linear: Linear, quantize: Quantizer | None = None) -> None:
+            report(begun + (0.9 - begun) * next(places) / count, "quantizing products")
+            plan = planned[id(linear.node)]
+            if plan.bits < FLOAT:
+                graph.replace_linear(linear, plan.bits, plan.accuracy_level, quantize=quantize)
+
+        def replace_reached(reached: Reached) -> None:
+            quantize = Fitted(
+                reached.inputs, block_size=self.block_size, is_symmetric=self.symmetric
+            )
+            for linear in reached.products:
+                replace(linear, quantize)
+
+        if self.algorithm == "gptq":
+            visit_products(
+                model,
+                work.graph_spec(),
+                within(work.calibration(report), work.graph_spec().vocab_size),
+                replace_reached,
+                scratch=target,
+                threads=work.threads,
+            )
+        else:
+            for linear in found:
+                replace(linear)
+        bits = self._or_bits(self.embedding_bits)
         for index, node in enumerate(tables, start=len(found)):
-            report(0.9 * index / count, "quantizing embeddings")
-            bits = self.embedding_bits or self.bits
+            report(begun + (0.9 - begun) * index / count, "quantizing embeddings")
             if bits < FLOAT:
                 graph.replace_table(node, bits)
         report(0.9, "writing")
         linears.save(model, target)
-        return Outcome()
+        notes = told(plans, found)
+        return Outcome(notes=notes, plan=plans if notes else ())
+
+    def _wanted(self) -> Wanted:
+        from optimizers.weight_plan import Wanted
+
+        return Wanted(
+            bits=self.bits,
+            mean_bits=self.mean_bits,
+            head_bits=self._or_bits(self.lm_head_bits),
+            level=self.accuracy_level,
+        )
+
+    def _or_bits(self, given: int | None) -> int:
+        """Bits of the head or the embeddings, which may be those of the products."""
+        if given is not None:
+            return given
+        if self.bits == "mixed":
+            raise BugError("Mixed bits were planned for the products alone.")
+        return self.bits
+
+    def _product_blocks(self, matrix: NDArray[np.float32], bits: int) -> Blocks:
+        return self._blocks(matrix, bits, whole=False)
 
     def _blocks(self, matrix: NDArray[np.float32], bits: int, *, whole: bool) -> Blocks:
         from optimizers.block_quantization import quantize_blocks, whole_block_size
@@ -118,5 +236,5 @@ class QuantizeWeightOnly(Stage):
             bits=bits,
             block_size=size,
             is_symmetric=self.symmetric,
-            algorithm=self.algorithm,
+            algorithm="rtn" if self.algorithm == "gptq" else self.algorithm,
         )

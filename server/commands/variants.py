@@ -87,6 +87,8 @@ def _show(found: list[pb.Variant]) -> None:
         elif variant.budget.notes:
             note = " ".join(variant.budget.notes)
             console.print(Text(of_variant(variant.name, note), style="yellow"))
+        for line in variant.audit:
+            console.print(Text(of_variant(variant.name, f"slow kernel: {line}"), style="yellow"))
 
 
 def _state(variant: pb.Variant) -> str:

@@ -27,6 +27,7 @@ from server.comparison.waterfall import costliest
 
 _LEAST_BUILD_S = 5.0  # a build that takes less longer than the baseline's costs nobody anything
 _LEAST_SIZE = 0.01  # of a change in size
+_GAIN = 1.2  # an interval that reaches further does not say that there is no gain
 _SPEEDS = (DECODE_1, DECODE_8, PREFILL)
 
 
@@ -201,20 +202,28 @@ def _zeros(draft: _Draft, variant: VariantFigures, baseline: VariantFigures) -> 
     if not zeros or any(record.zeros for record in baseline.manifest.lineage):
         return
     speeds = [c for c in variant.comparisons if c.measure in _SPEEDS]
-    is_known = speeds and all(c.verdict is not Verdict.UNKNOWN for c in speeds)
-    if is_known and not any(c.verdict is Verdict.BETTER for c in speeds):
-        shown = ", ".join(
-            f"{c.measure.phrase} {factor(c.effect.value)}{interval(c.effect)}" for c in speeds
-        )
+    shown = ", ".join(
+        f"{c.measure.phrase} {factor(c.effect.value)}{interval(c.effect)}" for c in speeds
+    )
+    if speeds and all(_excludes_gain(c.effect) for c in speeds):
         draft.disadvantages.append(
             f"no faster: dense kernels multiply its {zeros:,} zeros like other weights ({shown})"
         )
+    elif not any(c.verdict is Verdict.BETTER for c in speeds):
+        draft.unknown.append(f"whether its {zeros:,} zeros gain any speed ({shown})")
     compressed: int | None = getattr(variant.manifest.lineage[-1], "compressed_bytes", None)
     if compressed is not None:
         stored = variant.manifest.size_bytes
         draft.advantages.append(
             f"compressed on disk it would be {size(compressed)} of {size(stored)}"
         )
+
+
+def _excludes_gain(effect: Estimate) -> bool:
+    """Whether an interval has room for no gain, and for none worth its name."""
+    if effect.low is None or effect.high is None:
+        return False
+    return effect.low <= 1 and effect.high < _GAIN
 
 
 def _build(draft: _Draft, variant: VariantFigures, baseline: VariantFigures) -> None:

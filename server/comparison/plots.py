@@ -67,7 +67,7 @@ def pareto(variants: Sequence[VariantFigures]) -> Any | None:
     most = max(math.log10(_kl(variant)) for variant in drawn)
     figure.update_xaxes(**axis(title_text="tokens/s"))
     figure.update_yaxes(
-        **axis(type="log", dtick=1, exponentformat="power", range=[least - 0.5, most + 0.7])
+        **axis(type="log", dtick=1, exponentformat="power", range=[least - 0.9, most + 0.8])
     )
     figure.update_yaxes(title_text="KL from the original, nats", col=1)
     lay_out(figure, height=460)

@@ -69,7 +69,8 @@ class _Page:
             ("Cores, instruction set", f"{machine.cores}, {machine.isa}"),
             ("Memory", size(machine.memory_bytes)),
             ("Software", _software(report)),
-            ("Measured", f"{report.began}, {report.rounds} rounds"),
+            ("Measured", report.began),
+            ("Rounds", str(report.rounds)),
         )
         yield '<dl class="facts">'
         for name, value in facts:

@@ -23,10 +23,11 @@ def _lines(report: Report) -> Iterator[str]:
     machine = report.machine
     yield f"# Variants of {_plain(report.model)}, compared"
     yield ""
+    rounds = f"{report.rounds} round{'' if report.rounds == 1 else 's'}"
     yield (
         f"Measured {report.began} on {_plain(machine.processor)} ({machine.isa}, "
         f"{machine.cores} cores, onnxruntime {machine.libraries.get('onnxruntime', '?')}) in "
-        f"{report.rounds} rounds. The baseline is {_plain(report.baseline.name)}."
+        f"{rounds}. The baseline is {_plain(report.baseline.name)}."
     )
     for remark in report.remarks:
         yield f"\n> {_plain(remark)}"

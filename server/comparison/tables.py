@@ -90,31 +90,25 @@ def _speed(report: Report) -> Table:
 
 
 def _latency(report: Report) -> Table:
-    shown = [p for p in PERCENTILES if any(_has(variant, p) for variant in report.variants)]
-    missing = [p for p in PERCENTILES if p not in shown]
-    rows = []
-    for variant in report.variants:
-        cells = [_seconds(variant.first_token_s.get(p)) for p in shown]
-        cells += [_seconds(variant.inter_token_s.get(p)) for p in shown]
-        rows.append((variant.name, *cells))
+    series = {
+        "First token": [variant.first_token_s for variant in report.variants],
+        "Between tokens": [variant.inter_token_s for variant in report.variants],
+    }
+    columns, cells, missing = ["variant"], [[v.name] for v in report.variants], []
+    for title, found in series.items():
+        for p in PERCENTILES:
+            name = f"{title}, p{p * 100:g}"
+            values = [percentiles.get(p) for percentiles in found]
+            if all(value is None for value in values):
+                missing.append(f"{name} ({needed(p):,})")
+                continue
+            columns.append(name)
+            for row, value in zip(cells, values, strict=True):
+                row.append(ABSENT if value is None else duration(value))
     note = "A percentile p needs 20 / (1 - p) samples, or is not shown."
     if missing:
-        note += " Too few for " + ", ".join(f"p{p * 100:g} ({needed(p):,})" for p in missing) + "."
-    return Table(
-        "Latency",
-        (
-            "variant",
-            *(f"First token, p{p * 100:g}" for p in shown),
-            *(f"Between tokens, p{p * 100:g}" for p in shown),
-        ),
-        tuple(rows),
-        note,
-    )
-
-
-def _has(variant: VariantFigures, p: float) -> bool:
-    both = variant.first_token_s.get(p), variant.inter_token_s.get(p)
-    return any(value is not None for value in both)
+        note += f" Too few for: {'; '.join(missing)}."
+    return Table("Latency", tuple(columns), tuple(tuple(row) for row in cells), note)
 
 
 def _size(report: Report) -> Table:
@@ -185,10 +179,6 @@ def _cell(variant: VariantFigures, measure: SpeedMeasure) -> str:
 
 def _number(shown: str) -> str:
     return shown.split(" ", 1)[0]
-
-
-def _seconds(seconds: float | None) -> str:
-    return ABSENT if seconds is None else duration(seconds)
 
 
 def _estimate(estimate: Estimate | None, form: str) -> str:

@@ -87,6 +87,7 @@ def _fill_manifest(message: pb.Variant, manifest: Manifest) -> None:
     message.export.tokens_compared = manifest.export.tokens_compared
     message.libraries.update(manifest.libraries)
     message.created = manifest.created
+    message.audit.extend(manifest.audit_lines)
     message.lineage.extend(_stage(record) for record in manifest.lineage)
 
 

@@ -113,7 +113,7 @@ def build(config: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "COLUMNS": "160"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
 

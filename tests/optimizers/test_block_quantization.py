@@ -12,7 +12,13 @@ from optimizers.errors import StageError
 CASES = [
     (bits, is_symmetric, algorithm)
     for bits in (4, 8)
-    for is_symmetric, algorithm in ((True, "rtn"), (False, "rtn"), (False, "k_quant"))
+    for is_symmetric, algorithm in (
+        (True, "rtn"),
+        (False, "rtn"),
+        (False, "k_quant"),
+        (True, "hqq"),
+        (False, "hqq"),
+    )
 ]
 
 
@@ -50,7 +56,7 @@ def test_values_come_back_within_a_step(
         weights, bits=bits, block_size=32, is_symmetric=is_symmetric, algorithm=algorithm
     )
     steps = np.repeat(np.abs(blocks.scales), 32, axis=1)
-    # The search may clip the ends of a block to serve its middle.
+    # A search may clip the ends of a block to serve its middle.
     allowed = 1.01 if algorithm == "rtn" else 3.0
     assert np.all(np.abs(blocks.restore(96) - weights) <= allowed * steps)
 
@@ -77,12 +83,29 @@ def test_the_search_beats_rounding(block_size: int) -> None:
         assert errors["k_quant"] < 0.98 * errors["rtn"]
 
 
-def test_chunks_do_not_matter() -> None:
+@pytest.mark.parametrize("is_symmetric", [False, True])
+def test_half_quadratic_splitting_leaves_most_weights_nearer(*, is_symmetric: bool) -> None:
+    """The sum of |error|^0.7, which hqq looks at, grows in no block and falls over all of them."""
+    weights = np.random.default_rng(5).standard_t(3, (64, 256)).astype(np.float32)
+    sums = {}
+    algorithms: tuple[Algorithm, ...] = ("rtn", "hqq")
+    for algorithm in algorithms:
+        blocks = quantize_blocks(
+            weights, bits=4, block_size=32, is_symmetric=is_symmetric, algorithm=algorithm
+        )
+        off = np.abs(blocks.restore(256) - weights).reshape(-1, 32).astype(np.float64)
+        sums[algorithm] = (off**0.7).sum(axis=1)
+    assert np.all(sums["hqq"] <= sums["rtn"] * (1 + 1e-6))
+    assert sums["hqq"].sum() < 0.97 * sums["rtn"].sum()
+
+
+@pytest.mark.parametrize("algorithm", ["k_quant", "hqq"])
+def test_chunks_do_not_matter(algorithm: Algorithm) -> None:
     """A matrix that is quantized in many chunks is the same as row by row."""
     weights = np.random.default_rng(3).standard_normal((5000, 256)).astype(np.float32)
-    whole = quantize_blocks(weights, bits=4, block_size=16, is_symmetric=False, algorithm="k_quant")
-    last = quantize_blocks(
-        weights[-3:], bits=4, block_size=16, is_symmetric=False, algorithm="k_quant"
+    whole, last = (
+        quantize_blocks(part, bits=4, block_size=16, is_symmetric=False, algorithm=algorithm)
+        for part in (weights, weights[-3:])
     )
     np.testing.assert_array_equal(whole.packed[-3:], last.packed)
     np.testing.assert_array_equal(whole.zero_points[-3:], last.zero_points)  # type: ignore[index]

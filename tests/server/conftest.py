@@ -20,6 +20,7 @@ from artifacts.manifest import (
     FileEntry,
     GenerationDefaults,
     GraphSpec,
+    KernelFinding,
     Manifest,
     ModelSource,
     Quality,
@@ -305,6 +306,10 @@ def manifest() -> Manifest:
         ),
         libraries={"onnxruntime": "1.32.0"},
         created="2026-01-01T00:00:00Z",
+        audit=tuple(
+            KernelFinding(node=name, operator="MatMul", rule="float_product", reason="4.2 MB")
+            for name in ("first", "second")
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from artifacts.errors import CorruptArtifactError, SessionError, StoreError
 from artifacts.manifest import Manifest
@@ -197,6 +198,18 @@ async def test_a_stored_artifact_is_not_built(scene: Callable[..., Scene]) -> No
     assert (view.state, view.artifact, view.limits) == (VariantState.READY, "kept", LIMITS)
     assert stage.record.described == [("a", "kept")]
     assert stage.record.phases == [("a", "load"), ("a", "warm_up")]
+
+
+async def test_slow_kernels_are_logged_when_they_are_built(scene: Callable[..., Scene]) -> None:
+    """Once, by the build; later starts show them in ``variants`` alone."""
+    for stored, count in ({}, 1), ({"a": "kept"}, 0):
+        with capture_logs() as logs:
+            await scene(["a"], stored=stored).lifecycle.run()
+        told = [entry for entry in logs if entry["event"] == "slow kernel"]
+        assert len(told) == count
+        for entry in told:
+            assert (entry["log_level"], entry["variant"]) == ("warning", "a")
+            assert entry["nodes"] == "MatMul (first and 1 more): 4.2 MB"
 
 
 async def test_a_failed_variant_does_not_stop_the_others(scene: Callable[..., Scene]) -> None:

@@ -160,6 +160,16 @@ def test_zeros_that_bring_no_speed_are_said_to(subject: MakeSubject) -> None:
     assert "decoding speed of one stream 1.00x [" in line
 
 
+def test_uncertain_speed_is_not_said_to_be_no_faster(subject: MakeSubject) -> None:
+    """An interval that has room for a gain of half says nothing about zeros."""
+    wide = [
+        speed(drift * more) for drift, more in zip(DRIFT, (0.7, 1.4, 1.0, 1.5, 0.8), strict=True)
+    ]
+    lists = found(subject(), subject("pruned", speeds=wide, lineage=_pruned(1234)))
+    assert not any("no faster" in line for line in lists.disadvantages)
+    assert any(line.startswith("whether its 1,234 zeros gain any") for line in lists.unknown)
+
+
 @pytest.mark.parametrize(("zeros", "factor"), [(0, 1.0), (1234, 2.0)])
 def test_no_zeros_or_more_speed_is_not_said_to_be_no_faster(
     subject: MakeSubject, zeros: int, factor: float

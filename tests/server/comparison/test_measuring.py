@@ -15,7 +15,7 @@ from server.comparison.prompts import Prompts
 from server.comparison.selection import budgets, select
 from server.comparison.server_run import config_of
 from server.comparison.speed import SpeedSettings
-from server.comparison.streams import Stream, StreamError, decode_rate
+from server.comparison.streams import Stream, decode_rate
 from server.config.errors import ConfigError
 from server.config.sources import load
 
@@ -37,8 +37,12 @@ def test_streams_count_only_while_all_of_them_run() -> None:
     early = stream(0.0, (1.0, 1), (2.0, 1), (3.0, 1), (4.0, 1))
     late = stream(0.0, (2.0, 1), (3.0, 1), (4.0, 1), (5.0, 1))
     assert decode_rate([early, late]) == 2.0
-    with pytest.raises(StreamError, match="same time"):
-        decode_rate([early, stream(0.0, (4.0, 1), (5.0, 1))])
+
+
+def test_streams_that_never_meet_count_over_the_whole_time() -> None:
+    """Also one that came in a single message."""
+    assert decode_rate([stream(0.0, (1.0, 1), (2.0, 3)), stream(0.0, (3.0, 1), (4.0, 3))]) == 2.0
+    assert decode_rate([stream(1.0, (3.0, 8))]) == 4.0
 
 
 def test_prompts_are_alike_for_all_and_never_again() -> None:

@@ -168,6 +168,7 @@ async def test_variants_are_a_table(bench: Bench, target: str) -> None:
         assert cell in lines["int8"]
     assert "building prune (1/2, 50%)" in lines["slow"]
     assert "broken: the disk is full" in result.stdout
+    assert "int8: slow kernel: MatMul (first and 1 more): 4.2 MB" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ async def test_a_ready_variant_shows_all_that_its_manifest_has(
         quality.isa,
     ) == (0.01, 0.2, 0.98, 12.5, 8, 4096, "avx512_vnni")
     assert not quality.HasField("original_perplexity")
+    assert list(variant.audit) == ["MatMul (first and 1 more): 4.2 MB"]
 
 
 async def test_figures_of_this_machine_are_shown_with_their_intervals(stub: Any) -> None:

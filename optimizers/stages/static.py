@@ -1,0 +1,114 @@
+"""``quantize: {method: static}``: int8 weights per column, int8 activations by constant scales.
+
+Owns the fields and the order: products are replaced as the calibration text reaches them, so that
+later ranges are those behind rounded layers. ``dynamic`` finds a scale for each row while serving;
+here each activation has one for good, found on the calibration text, which spares that work and
+clips what the text did not show. Rows stay independent of each other. Knows nothing of how a range
+is found.
+
+Measured on the demo model (mean KL to the original in nats, 7,389 positions): 0.0042 with mse;
+0.0056 and 0.0050 with 99.999 and 99.99 percent, 0.055 with 99.9; 0.0176 with minmax, since one
+large activation coarsens all others; dynamic, where it coarsens those of its own row, 0.0007.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from optimizers.activation_ranges import Choice
+from optimizers.stage import Outcome, Report, Stage, Work
+
+_PERCENTILE = 99.999
+
+
+class QuantizeStatic(Stage):
+    """Compute products in int8 with the scales of a text."""
+
+    name: ClassVar[str] = "quantize"
+    version: ClassVar[int] = 1
+    form: ClassVar[Literal["torch", "onnx"]] = "onnx"
+    rank: ClassVar[int] = 0
+    reason: ClassVar[str] = "it needs the float32 products of the export"
+    group: ClassVar[str | None] = "quantize"
+
+    method: Annotated[
+        Literal["static"],
+        Field(
+            description="static: int8 weights per column, int8 activations by scales that the "
+            "calibration text gives."
+        ),
+    ]
+    bits: Annotated[Literal[8], Field(description="Bits of weights and activations: 8.")] = 8
+    range: Annotated[
+        Choice,
+        Field(
+            description="What an activation's scale covers. mse: what rounds with the least "
+            "squared error; percentile: all but the rarest values; minmax: all that the text shows."
+        ),
+    ] = "mse"
+    percentile: Annotated[
+        float,
+        Field(
+            ge=90,
+            le=100,
+            description="With range: percentile, how much of the values is covered, in percent, 90 "
+            "to 100.",
+        ),
+    ] = _PERCENTILE
+    lm_head: Annotated[
+        bool, Field(description="Whether the layer that gives the logits is quantized too.")
+    ] = True
+    embedding_bits: Annotated[
+        Literal[8, 32],
+        Field(
+            description="Bits of the token embeddings: 8 (in blocks of 32), or 32 to leave them "
+            "as they are."
+        ),
+    ] = 8
+
+    def problem(self) -> tuple[str, str, str] | None:
+        """Refuse a field that would change nothing."""
+        if self.range != "percentile" and self.percentile != _PERCENTILE:
+            message = f"percentile says nothing to range: {self.range}."
+            return "percentile", message, "Leave it out, or set range to percentile."
+        return None
+
+    @property
+    def calibrates(self) -> bool:
+        """Always: ranges are those of the text."""
+        return True
+
+    def apply(self, work: Work, target: Path, report: Report) -> Outcome:
+        """Turn products into integer ones, in the order of computation, then the embeddings."""
+        from optimizers import linears
+        from optimizers.activation_ranges import choose_rounding
+        from optimizers.calibration import within
+        from optimizers.graph_flow import Reached, visit_products
+        from optimizers.quantized_graph import QuantizedGraph, embedding_blocks
+        from optimizers.static_graph import replace_products
+
+        spec = work.graph_spec()
+        windows = within(work.calibration(report), spec.vocab_size)
+        model = linears.load(work.folder)
+        tables = linears.find_embeddings(model) if self.embedding_bits == 8 else []
+        count, done = len(linears.find_linears(model)), 0
+
+        def visit(reached: Reached) -> None:
+            nonlocal done
+            report(0.1 + 0.8 * done / count, "quantizing products")
+            done += len(reached.products)
+            chosen = [one for one in reached.products if self.lm_head or not one.is_head]
+            if chosen:
+                rounding = choose_rounding(reached.inputs, self.range, self.percentile)
+                replace_products(model, chosen, rounding)
+
+        visit_products(model, spec, windows, visit, scratch=target, threads=work.threads)
+        embeddings = QuantizedGraph(model, embedding_blocks)
+        for node in tables:
+            embeddings.replace_table(node, self.embedding_bits)
+        report(0.9, "writing")
+        linears.save(model, target)
+        return Outcome()
