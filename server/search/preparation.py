@@ -25,9 +25,6 @@ from server.search.chains import words
 from server.search.spaces import Drawn, Space, read_spaces
 from server.search.values import label_of
 
-DEFAULT_NAME = "search"
-"""The variant that the built-in space is of, in a config that leaves nothing open."""
-
 _MOST_WARNINGS = 3
 _ENOUGH = 5  # examples with an option, all refused, to tell that it never works
 
@@ -142,11 +139,9 @@ def _of_example(name: str, drawn: Drawn, errors: Sequence[FieldError]) -> FieldE
 
 async def built_in_space(config: Config, layers: int | None, optimizer: Optimizer) -> Space:
     """The richest of the built-in spaces of which this optimizer can build everything."""
-    name = DEFAULT_NAME
-    while name in config.variants:  # whose budget is its own
-        name = f"{name}-found"
     for chain in recipes.default_chains(layers):
-        space, _ = read_spaces({name: chain})
+        # Named by what it is: an optimizer that knows other stages draws for other places.
+        space, _ = read_spaces({f"built-in-{sha256_json(chain)[:8]}": chain})
         if not any(await refusals(space, config, optimizer)):
             return space
     return space
@@ -173,7 +168,6 @@ async def study_name(prepared: Prepared, source: str) -> str:
                 name: config.variants[name].model_dump(mode="json")
                 for name in ([] if prepared.space is None else prepared.space.chains)
             },
-            "built_in": recipes.DEFAULT_VERSION if prepared.space is None else None,
         }
     )
     stem = re.sub(r"[^a-z0-9]+", "-", Path(source).stem.lower()).strip("-") or "config"
