@@ -172,7 +172,7 @@ def _worth(verdict: Verdict, over: str) -> str:
     names = ", ".join(verdict.added)
     if not verdict.is_sure:
         return (
-            f"By the trials' own figures {names} would be new on the Pareto front over {over}; "
+            f"By these figures {names} would be new on the Pareto front over {over}; "
             "that is not confirmed."
         )
     return (
