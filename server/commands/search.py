@@ -145,7 +145,7 @@ def _report(prepared: Prepared, outcome: Outcome, out: Path, name: str) -> ExitC
 
     planned, verdict = prepared.planned, outcome.verdict
     objectives = chosen(planned.config.search.objectives)
-    json_path = out.with_suffix(".json")
+    json_path = report.json_beside(out)
     text = report.json_text(verdict, outcome.records, study=name, ending=outcome.ending.value)
     report.write(json_path, text)
     typer.echo(f"The search ended because {outcome.ending.value}.")

@@ -15,11 +15,12 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from artifacts.protocol import BuildEvent
+from server.errors import OptimizerError
 from server.optimizer import Optimizer
 from server.search import recipes
 from server.search.evaluation import Evaluator
 from server.search.finals import Contender, Verdict, contenders, measured_in_turns, verdict
-from server.search.objectives import Measures, Objective, chosen
+from server.search.objectives import Measures, chosen
 from server.search.preparation import Prepared, built_in_space
 from server.search.probing import Prober
 from server.search.records import Kind, Known, Record
@@ -128,11 +129,6 @@ class Campaign:
             verdict(entries, self._objectives) if entries else None,
         )
 
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """What is strived for."""
-        return self._objectives
-
     async def _search(self, deadline_s: float | None) -> Ending:
         await self._measure_known()
         space = await self._space()
@@ -177,13 +173,19 @@ class Campaign:
         async def timed(one: Contender, round_: int) -> Measures:
             return await self._evaluator.time(one.variant, one.chain, round_)
 
-        for index, one in enumerate(entries):  # another machine may have found it
-            self._watcher.phase("in turns", index, len(entries), f"building {one.name}")
-            await self._evaluator.bring(one.variant, one.chain)
+        here = []
+        for index, one in enumerate(entries):
+            self._watcher.phase("building", index, len(entries), one.name)
+            try:  # another machine may have found it
+                await self._evaluator.bring(one.variant, one.chain)
+            except OptimizerError as error:
+                _log.warning("left out of the report", variant=one.name, error=str(error))
+            else:
+                here.append(one)
         rounds = self._settings.rounds
-        total = rounds * len(entries)
+        total = rounds * len(here)
         return await measured_in_turns(
-            entries,
+            here,
             timed,
             rounds=rounds,
             doing=lambda done, doing: self._watcher.phase("in turns", done, total, doing),

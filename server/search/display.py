@@ -5,6 +5,7 @@ Watches. Knows nothing of what moves it.
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +17,7 @@ from server.search.objectives import Objective
 from server.search.search import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _log = structlog.get_logger(__name__)
 
@@ -26,11 +27,16 @@ _LONGEST = 60
 class Display:
     """One bar on standard error."""
 
-    def __init__(self, objectives: Sequence[Objective]) -> None:
+    def __init__(
+        self, objectives: Sequence[Objective], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._objectives = objectives
+        self._clock = clock
+        self._phase, self._phase_s = "", 0.0
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -38,8 +44,9 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[doing]}"),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("search", total=1, left="", doing="")
         self._doing = ""
@@ -62,6 +69,7 @@ class Display:
         left = "" if status.left_s is None else f"{duration(status.left_s)} left"
         self._progress.update(
             self._task,
+            description="trials",
             completed=status.done,
             total=status.wanted,
             left=left,
@@ -99,8 +107,18 @@ class Display:
     def phase(self, description: str, done: int, total: int, doing: str) -> None:
         """Show how far something else than the trials is."""
         self._doing = doing
+        if self._phase != description:
+            self._phase, self._phase_s = description, self._clock()
+        left = ""
+        if done:
+            left = f"{duration((self._clock() - self._phase_s) / done * (total - done))} left"
         self._progress.update(
-            self._task, description=description, completed=done, total=total, left="", doing=doing
+            self._task,
+            description=description,
+            completed=done,
+            total=total,
+            left=left,
+            doing=doing,
         )
 
 

@@ -91,6 +91,8 @@ class Evaluator:
         if (planned := response.variants.get(variant)) is not None and not response.errors:
             return planned
         first = response.errors[0]
+        if not first.path.startswith(f"variants.{variant}."):
+            raise OptimizerError(first.message, remedy=first.remedy, path=first.path)
         reason = f"{first.path}: {first.message.rstrip('.')}. {first.remedy}".strip()
         return Result(Kind.REFUSED, reason=reason)
 

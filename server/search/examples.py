@@ -6,60 +6,46 @@ Knows nothing of spaces but that they are drawn from.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-from server.search.values import Trial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 _CYCLES = 24
 _RANDOM = 16
 
 
-def example_trials() -> Iterator[Trial]:
-    """Trials in which every one of up to 24 options and both bounds come up, and some at random."""
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A trial (``server.search.values.Trial``) that remembers what it took of each choice.
+
+    Attributes:
+        pick: Gives an index below a count; of a range, one of the two bounds is taken.
+        chosen: The label of each choice.
+    """
+
+    pick: Callable[[int], int]
+    chosen: dict[str, str] = field(default_factory=dict)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        """See ``Trial``."""
+        del name, step, log
+        return (low, high)[self.pick(2)]
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None, log: bool
+    ) -> float:
+        """See ``Trial``."""
+        del name, step, log
+        return (low, high)[self.pick(2)]
+
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
+        """See ``Trial``."""
+        self.chosen[name] = choices[self.pick(len(choices))]
+        return self.chosen[name]
+
+
+def examples() -> Iterator[Example]:
+    """Trials in which both bounds and every one of up to 24 options come up, and random ones."""
     for turn in range(_CYCLES):
-        yield _Cycle(turn)
-    for turn in range(_RANDOM):
-        yield _Chance(random.Random(turn))  # noqa: S311 - no secrets
-
-
-class _Cycle:
-    """Takes of everything the option of its turn, round and round."""
-
-    def __init__(self, turn: int) -> None:
-        self._turn = turn
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
-        del name, step, log
-        return (low, high)[self._turn % 2]
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None, log: bool
-    ) -> float:
-        del name, step, log
-        return (low, high)[self._turn % 2]
-
-    def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
-        del name
-        return choices[self._turn % len(choices)]
-
-
-class _Chance:
-    """Takes of everything what chance gives."""
-
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
-        del name, log
-        return self._chance.randrange(low, high + 1, step)
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None, log: bool
-    ) -> float:
-        del name, step, log
-        return self._chance.uniform(low, high)
-
-    def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
-        del name
-        return self._chance.choice(choices)
+        yield Example(lambda count, turn=turn: turn % count)  # type: ignore[misc]
+    for seed in range(_RANDOM):
+        yield Example(random.Random(seed).randrange)  # noqa: S311 - no secrets

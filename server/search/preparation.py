@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from server.optimizer import Optimizer
 from server.planning import Planned, chains_of, plan, plan_request
 from server.search import recipes
 from server.search.chains import words
-from server.search.spaces import Space, read_spaces
+from server.search.spaces import Drawn, Space, read_spaces
+from server.search.values import label_of
 
-DEFAULT_NAME = "search"
-"""The variant that the built-in space is of, in a config that leaves nothing open."""
+_MOST_WARNINGS = 3
+_ENOUGH = 5  # examples with an option, all refused, to tell that it never works
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,53 +77,72 @@ async def prepare(read: Callable[[], Config], source: str, optimizer: Optimizer)
     planned = replace(planned, config=config)
     warnings: list[str] = []
     if space.chains:
-        refused = await refusals(space, config, optimizer)
-        if errors := [error for error in refused.values() if error.path]:
+        errors, warnings = await refusals(space, config, optimizer)
+        if errors:
             raise ConfigError(source, errors)
-        warnings = [error.message for error in refused.values()]
     return Prepared(planned, settled, space if space.chains else None, tuple(warnings))
 
 
-async def refusals(space: Space, config: Config, optimizer: Optimizer) -> dict[str, FieldError]:
-    """What the optimizer says of a space's examples, by variant; nothing where it takes them all.
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """An example of a space that the optimizer refuses, with the options that it has."""
 
-    With a path where it refuses every example of the variant, without where it refuses some.
+    chosen: frozenset[tuple[str, str]]
+    error: FieldError
+
+
+async def refusals(
+    space: Space, config: Config, optimizer: Optimizer
+) -> tuple[list[FieldError], list[str]]:
+    """What the optimizer says of a space's examples: errors, and warnings.
+
+    It is an error where every example is refused that a variant has, or that has a certain option;
+    where only some are, it is a warning.
     """
-    examples = {f"{one.variant} {index}": one for index, one in enumerate(space.examples())}
-    response = await optimizer.plan(
-        plan_request(config, {name: list(one.chain) for name, one in examples.items()})
+    examples = [(one, taken, label_of([one.variant, one.chain])) for one, taken in space.examples()]
+    names = {label: f"{one.variant} {n}" for n, (one, _, label) in enumerate(examples)}
+    chains = {names[label]: list(one.chain) for one, _, label in examples}
+    response = await optimizer.plan(plan_request(config, chains))
+    uses: Counter[tuple[str, str]] = Counter()
+    refused: list[_Refused] = []
+    for one, taken, label in examples:
+        chosen = frozenset({*taken.items(), ("", one.variant)})
+        uses.update(chosen)
+        if names[label] not in response.variants:
+            refused.append(_Refused(chosen, _of_example(names[label], one, response.errors)))
+    bad = Counter(option for each in refused for option in each.chosen)
+    hopeless = {option for option, count in bad.items() if count == uses[option] >= _ENOUGH}
+    errors = {
+        each.error.path: each.error
+        for each in reversed(refused)
+        if not hopeless.isdisjoint(each.chosen)
+    }
+    warnings = {
+        each.error.path: f"{each.error.path}: {each.error.message.rstrip('.')}. Trials that draw "
+        "such a chain are refused and not counted."
+        for each in reversed(refused)
+    }
+    return list(errors.values())[::-1], list(warnings.values())[::-1][:_MOST_WARNINGS]
+
+
+def _of_example(name: str, drawn: Drawn, errors: Sequence[FieldError]) -> FieldError:
+    """The first error of an example, told of the variant that it is drawn from."""
+    prefix = f"variants.{name}."
+    error = next(
+        (one for one in errors if one.path.startswith(prefix)),
+        FieldError(path=prefix, message="It cannot be planned"),
     )
-    found: dict[str, FieldError] = {}
-    for variant in space.chains:
-        own = [name for name, one in examples.items() if one.variant == variant]
-        bad = [name for name in own if name not in response.variants]
-        if not bad:
-            continue
-        first = f"variants.{bad[0]}"
-        error = next(
-            (one for one in response.errors if one.path.startswith(f"{first}.")),
-            FieldError(path=first, message="It cannot be planned"),
-        )
-        path = error.path.replace(first, f"variants.{variant}", 1)
-        chain = f"in the chain {words(examples[bad[0]].chain)!r}"
-        if len(bad) == len(own):
-            found[variant] = error.model_copy(
-                update={"path": path, "message": f"{error.message.rstrip('.')}, {chain}"}
-            )
-        else:
-            found[variant] = FieldError(
-                path="",
-                message=f"{path}: {error.message.rstrip('.')}, {chain}. Trials that draw such a "
-                "chain are refused and not counted.",
-            )
-    return found
+    path = f"variants.{drawn.variant}.{error.path.removeprefix(prefix)}"
+    message = f"{error.message.rstrip('.')}, in the chain {words(drawn.chain)!r}"
+    return error.model_copy(update={"path": path, "message": message})
 
 
 async def built_in_space(config: Config, layers: int | None, optimizer: Optimizer) -> Space:
     """The richest of the built-in spaces of which this optimizer can build everything."""
     for chain in recipes.default_chains(layers):
-        space, _ = read_spaces({DEFAULT_NAME: chain})
-        if not await refusals(space, config, optimizer):
+        # Named by what it is: an optimizer that knows other stages draws for other places.
+        space, _ = read_spaces({f"built-in-{sha256_json(chain)[:8]}": chain})
+        if not any(await refusals(space, config, optimizer)):
             return space
     return space
 
@@ -147,7 +168,6 @@ async def study_name(prepared: Prepared, source: str) -> str:
                 name: config.variants[name].model_dump(mode="json")
                 for name in ([] if prepared.space is None else prepared.space.chains)
             },
-            "built_in": recipes.DEFAULT_VERSION if prepared.space is None else None,
         }
     )
     stem = re.sub(r"[^a-z0-9]+", "-", Path(source).stem.lower()).strip("-") or "config"

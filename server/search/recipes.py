@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-DEFAULT_VERSION = 1
-"""Raised whenever the built-in space changes, so that a stored study is not taken up again."""
-
 _RECOVER: dict[str, Any] = {"method": "recover", "minutes": 1}
 
 
@@ -51,7 +48,7 @@ def default_chains(layers: int | None) -> list[list[Any]]:
     depth = _depth({"low": 1, "high": max(layers // 4, 1)})
     # Few rates instead of a range: a trained model is then reused by every trial that only
     # quantizes it differently.
-    recover = {"distill": _RECOVER | {"learning_rate": {"choice": [0.0001, 0.0003, 0.001]}}}
+    recover = {"distill": _RECOVER | {"learning_rate": {"choice": [0.0005, 0.0002, 0.001]}}}
     return [
         [{"choice": ["none", depth, [depth, recover]]}, quantize],
         [{"choice": ["none", depth]}, quantize],

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MARK = "# Written by `inference-unlimited search`"
+_JSON_MARK = '{\n "study": '
 _INDENT = 2
 _QUIET_CORES = 0.1  # of others' work: more than this and a speed says little
 
@@ -34,6 +35,11 @@ class OutError(ServerError):
     code = "out"
 
 
+def json_beside(out: Path) -> Path:
+    """Where all trials go."""
+    return out.with_suffix(".json")
+
+
 def check_out(out: Path) -> None:
     """Refuse early what would be refused after hours.
 
@@ -42,14 +48,16 @@ def check_out(out: Path) -> None:
     """
     if out.suffix not in {".yaml", ".yml"}:
         raise OutError(f"{out} is no YAML file.", remedy="Name one that ends in .yaml.")
-    try:
-        if out.exists() and not out.read_text(encoding="utf-8").startswith(MARK):
+    for path, mark in ((out, MARK), (json_beside(out), _JSON_MARK)):
+        try:
+            is_foreign = path.exists() and not path.read_text(encoding="utf-8").startswith(mark)
+        except (OSError, UnicodeDecodeError):
+            is_foreign = True
+        if is_foreign:
             raise OutError(
-                f"{out} is there already, and no search has written it.",
+                f"{path} is there already, and no search has written it.",
                 remedy="Name another file with --out.",
             )
-    except (OSError, UnicodeDecodeError) as error:
-        raise OutError(f"{out} cannot be read ({error}).", remedy="Name another file.") from error
     if not os.access(out.parent, os.W_OK):
         raise OutError(
             f"{out.parent} is no folder that can be written.", remedy="Name another with --out."

@@ -17,11 +17,13 @@ from typing import Any
 
 import structlog
 
+from artifacts.digest import sha256_json
 from artifacts.protocol import PlannedVariant
 from server.search.chains import words
 from server.search.evaluation import Evaluator
 from server.search.records import COUNTED, Kind, Known, Record, Result
 from server.search.spaces import Drawn, Space
+from server.search.storage import StudyError
 from server.search.study import Study, Ticket, Turn
 from server.search.values import label_of
 
@@ -74,7 +76,6 @@ class Search:
         deadline_s: When to begin no other, in ``clock``'s seconds.
         watch: Told of every step.
         clock: Monotonic seconds.
-        sleep: Waits.
     """
 
     def __init__(
@@ -87,7 +88,6 @@ class Search:
         deadline_s: float | None = None,
         watch: Callable[[Status], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
         self._space = space
         self._study = study
@@ -96,9 +96,7 @@ class Search:
         self._deadline_s = deadline_s
         self._watch = watch
         self._clock = clock
-        self._sleep = sleep
         self._own_s: list[float] = []
-        self._doing = ""
 
     async def run(self) -> Ending:
         """Run trials until there are as many as wanted.
@@ -120,7 +118,7 @@ class Search:
                 return Ending.DONE
             if ticket is Turn.WAIT:
                 self.tell("waiting for other processes' trials")
-                await self._sleep(_WAIT_S)
+                await asyncio.sleep(_WAIT_S)
                 continue
             kind = await self._trial(ticket)
             free = 0 if kind in COUNTED else free + 1
@@ -128,7 +126,6 @@ class Search:
 
     def tell(self, doing: str, last: Record | None = None) -> None:
         """Tell the watcher what is done now."""
-        self._doing = doing
         done = min(self._study.counted(), self._wanted)
         left_s = None
         if self._own_s:
@@ -171,8 +168,8 @@ class Search:
                 return Result(
                     Kind.REPEATED, planned.recipe, reason=f"The same as trial {record.number}."
                 )
-        known = self._study.known().get(planned.recipe)
-        speeds = None if known is None or known.kind is Kind.FAILED else known.measures
+        known = self._study.known(planned.recipe).values()
+        speeds = next((one.measures for one in known if one.kind is not Kind.FAILED), None)
         return await self._evaluator.judge(drawn.variant, drawn.chain, planned, speeds=speeds)
 
     @contextlib.asynccontextmanager
@@ -180,7 +177,8 @@ class Search:
         async def beat() -> None:
             while True:
                 await asyncio.sleep(_BEAT_S)
-                self._study.beat(ticket)
+                with contextlib.suppress(StudyError):  # told when the trial ends, if it lasts
+                    self._study.beat(ticket)
 
         task = asyncio.create_task(beat())
         try:
@@ -213,11 +211,12 @@ async def measure_known(
         ArtifactError: The store cannot be used.
     """
     for name, variant in planned.items():
-        result = study.known().get(variant.recipe)
+        budget = sha256_json(evaluator.budget(name).limits)
+        result = study.known(variant.recipe).get(budget)
         if result is None or result.kind is Kind.FAILED:
             doing(f"variant {name}")
             result = await evaluator.judge(name, chains[name], variant, time_all=True)
-            study.keep_known(result)
+            study.keep_known(result, budget)
         yield Known(name, chains[name], result)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from artifacts.protocol import FieldError
 from server.search.chains import Alternatives, ChainSpace, StageSpace
-from server.search.examples import example_trials
+from server.search.examples import examples
 from server.search.notation import CHOICE_KEY, check_choice, read_value
-from server.search.values import Params, Trial, label_of
+from server.search.values import Params, Trial
 
 NONE = "none"
 VARIANT_PARAM = "variant"
@@ -25,7 +25,12 @@ MOST_PARAMS = 200
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a trial drew: the variant whose space it is from, and a chain without anything open."""
+    """What a trial drew.
+
+    Attributes:
+        variant: Whose space it is from.
+        chain: A chain without anything open.
+    """
 
     variant: str
     chain: tuple[Any, ...]
@@ -57,13 +62,12 @@ class Space:
         """How many different points; infinite with floats in it."""
         return sum(chain.size() for chain in self.chains.values())
 
-    def examples(self) -> list[Drawn]:
-        """Some points in which every option and every bound occurs."""
-        seen: dict[str, Drawn] = {}
-        for trial in example_trials():
-            drawn = self.draw(trial)
-            seen.setdefault(label_of([drawn.variant, drawn.chain]), drawn)
-        return list(seen.values())
+    def examples(self) -> list[tuple[Drawn, Mapping[str, str]]]:
+        """Some points in which every option and every bound occurs, with the options taken.
+
+        In a small space they repeat themselves.
+        """
+        return [(self.draw(trial), trial.chosen) for trial in examples()]
 
 
 def read_spaces(chains: Mapping[str, Any]) -> tuple[Space, list[FieldError]]:

@@ -115,20 +115,21 @@ class Study:
         """How many finished trials count."""
         return sum(record.result.kind in COUNTED for record in self.records())
 
-    def known(self) -> dict[str, Result]:
-        """What hand-written variants were measured to be, by recipe."""
+    def known(self, recipe: str) -> dict[str, Result]:
+        """What a hand-written variant was measured to be, by the budget that it was judged by."""
         with storing(self._storage):
             kept = self._study.user_attrs
+        prefix = f"{_KNOWN}{recipe}:"
         return {
-            key.removeprefix(_KNOWN): Result.from_json(content)
+            key.removeprefix(prefix): Result.from_json(content)
             for key, content in kept.items()
-            if key.startswith(_KNOWN)
+            if key.startswith(prefix)
         }
 
-    def keep_known(self, result: Result) -> None:
-        """Keep the figures of a hand-written variant for this recipe."""
+    def keep_known(self, result: Result, budget: str) -> None:
+        """Keep the figures of a hand-written variant."""
         with storing(self._storage):
-            self._study.set_user_attr(f"{_KNOWN}{result.recipe}", result.as_json())
+            self._study.set_user_attr(f"{_KNOWN}{result.recipe}:{budget}", result.as_json())
 
     # Trials.
 

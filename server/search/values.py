@@ -116,7 +116,7 @@ class Range:
             return 0.0 if wanted is MISSING else 1.0
         near = min(max(float(wanted), self.low), self.high)
         if (step := self.step or (1 if self.is_int else None)) is not None:
-            near = self.low + round((near - self.low) / step) * step
+            near = min(self.low + round((near - self.low) / step) * step, self.high)
         params[self.name] = self._number(near)
         return _distance(near, float(wanted))
 

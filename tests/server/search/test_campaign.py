@@ -364,6 +364,16 @@ async def test_a_space_that_can_never_be_built_is_a_config_error(store: Path) ->
     assert "squeeze x 0.96 y 1" in error.message
 
 
+async def test_an_option_that_can_never_be_built_is_a_config_error(store: Path) -> None:
+    """A misspelt field in one of several stages, for example, and not only a warning."""
+    x = {"choice": [0.5, 0.99]}
+    for y in (1, {"low": 0, "high": 6}, {"low": 0, "high": 10_000}):
+        config = config_for(store, variants={"lean": [{"squeeze": {"x": x, "y": y}}]})
+        with pytest.raises(ConfigError) as caught:
+            await prepared_for(config, FormulaOptimizer(store))
+        assert [error.path for error in caught.value.errors] == ["variants.lean.chain[0].squeeze.x"]
+
+
 async def test_a_space_of_which_some_cannot_be_built_is_warned_of(store: Path) -> None:
     """It is searched all the same."""
     prepared = await prepared_for(config_for(store), FormulaOptimizer(store))
@@ -435,12 +445,12 @@ async def test_without_anything_open_a_built_in_space_is_searched(store: Path) -
             )
 
     space = await built_in_space(config_for(store), 8, Knows(store))
-    chains = [str(one.chain) for one in space.examples()]
+    chains = [str(one.chain) for one, _ in space.examples()]
     assert any("restructure" in chain for chain in chains)
     assert not any("distill" in chain for chain in chains)
     assert any("'drop': 2" in chain for chain in chains)
     flat = await built_in_space(config_for(store), 1, Knows(store))
-    assert not any("restructure" in str(one.chain) for one in flat.examples())
+    assert not any("restructure" in str(one.chain) for one, _ in flat.examples())
 
 
 # After the search.

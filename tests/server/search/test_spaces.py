@@ -96,7 +96,7 @@ def test_a_float_without_a_step_makes_a_space_infinite() -> None:
 
 def test_every_option_and_bound_is_among_the_examples() -> None:
     """So that a space is judged before hours are spent on it."""
-    chains = [str(drawn.chain) for drawn in space_of(**LEAN).examples()]
+    chains = [str(drawn.chain) for drawn, _ in space_of(**LEAN).examples()]
     for part in ("'bits': 4", "'bits': 8", "'drop': 1", "'drop': 2", "recover"):
         assert any(part in chain for chain in chains)
     assert any("restructure" not in chain for chain in chains)
@@ -265,6 +265,6 @@ def test_whatever_is_open_is_settled_by_a_draw_and_found_again(chain: list[Any],
 def test_a_point_is_nearest_to_itself(fields: dict[str, Any]) -> None:
     """A chain of the space is found in it again, floats as they were rounded."""
     space = space_of(v=[{"stage": fields}])
-    for drawn in space.examples():
+    for drawn, _ in space.examples():
         (params,) = space.nearest(drawn.chain)
         assert draw(space, params) == list(drawn.chain)

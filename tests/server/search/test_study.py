@@ -242,10 +242,10 @@ def test_a_database_does_as_well(tmp_path: Path) -> None:
     study = opened(storage)
     study.plant([("int8", {"x": 0.5})])
     study.finish(begun(study), GOOD)
-    study.keep_known(GOOD)
+    study.keep_known(GOOD, "b")
     again = opened(storage)
     assert [record.result for record in again.records()] == [GOOD]
-    assert again.known() == {"r": GOOD}
+    assert (again.known("r"), again.known("s")) == ({"b": GOOD}, {})
 
 
 @pytest.mark.parametrize(
