@@ -8,6 +8,7 @@ Measured on the demo model (mean KL to the original in nats, 7,389 positions): 4
 32 with rtn 0.0140, with k_quant 0.0134, symmetric 0.0175; blocks of 16 and 128 0.0102 and 0.0231
 (k_quant 0.0208); 8 bits throughout 0.0002. The head at 4 bits as well costs 0.0195 and makes the
 artifact no smaller, since at 8 bits it shares its bytes with the embeddings: hence its default.
+Mixed bits with 5 and 6 per weight cost 0.0052 and 0.0020, at 4.7 and 5.1 MB between 4.1 and 6.2.
 """
 
 from __future__ import annotations
