@@ -57,7 +57,7 @@ def test_recovery_halves_what_leaving_out_layers_cost(tmp_path: Path) -> None:
         training = Training(
             results.lasting(str(number)), TrainingText(source, calibration, results)
         )
-        work = Work(folder, None, source, _nobody, calibration.windows, training)
+        work = Work(folder, None, source, _nobody, calibration.windows, training=training)
         stage.apply(work, target, lambda *_: None)
         quality = measure(reference, TorchScorer(load_module(target)), is_user_text=True)
         found.append(quality.kl_mean)
