@@ -60,11 +60,16 @@ class _NodeRun:
     def __init__(self, attention: Attention, scales: CacheScales) -> None:
         if attention.window is not None:
             attention = replace(attention, window=min(attention.window, _WINDOW))
+        if (rotary := attention.rotary) is not None:
+            # Repeated where they are shorter than the steps: any angles will do.
+            shape = (_CAPACITY, rotary.cos.shape[1])
+            cos, sin = np.resize(rotary.cos, shape), np.resize(rotary.sin, shape)
+            attention = replace(attention, rotary=replace(rotary, cos=cos, sin=sin))
         self._attention = attention
         self._scales = scales
         self._lengths = np.zeros(_ROWS, np.int32)
-        shape = (_ROWS, attention.kv_heads, _CAPACITY, attention.head_dim)
-        self._cache = {name: np.zeros(shape, np.int8) for name in ("keys", "values")}
+        sizes = (_ROWS, attention.kv_heads, _CAPACITY, attention.head_dim)
+        self._cache = {name: np.zeros(sizes, np.int8) for name in ("keys", "values")}
         self._runtime = _open(attention, scales)
 
     def draw(self, rng: np.random.Generator, width: int) -> tuple[NDArray[np.float32], ...]:
@@ -217,7 +222,7 @@ def _open(attention: Attention, scales: CacheScales) -> Any:
     tables: dict[str, NDArray[np.float32]] = {}
     if (rotary := attention.rotary) is not None:
         attributes |= {"do_rotary": 1, "rotary_interleaved": int(rotary.interleaved)}
-        tables = {"cos": rotary.cos[:_CAPACITY], "sin": rotary.sin[:_CAPACITY]}
+        tables = {"cos": rotary.cos, "sin": rotary.sin}
     weights = {
         name: ir.Value(name=name, const_value=ir.tensor(table, name=name))
         for name, table in tables.items()

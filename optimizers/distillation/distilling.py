@@ -38,7 +38,7 @@ class Distilling(Stage):
         Field(
             ge=1_000,
             le=1_000_000_000,
-            description="Tokens to train on, those seen again included.",
+            description="Tokens to train on, those seen again included; a step at least.",
         ),
     ] = 200_000
     minutes: Annotated[
@@ -58,7 +58,7 @@ class Distilling(Stage):
     ] = 8
     learning_rate: Annotated[
         float,
-        Field(gt=0, le=1, description="At its highest; it warms up, and falls along a cosine."),
+        Field(gt=0, le=1, description="At its highest; it warms up, then falls to zero."),
     ] = 5e-4
     batch_size: Annotated[
         int, Field(ge=1, le=4_096, description="Passages (of at most 256 tokens) of a step.")

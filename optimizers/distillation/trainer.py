@@ -1,10 +1,12 @@
 """transformers' Trainer, told what distillation is: the loss, the held-out figure, the callbacks.
 
 Owns what a step and an evaluation compute, and what happens between steps: zeros are set to zero
-again, time is counted, checkpoints are marked. The loop, the optimizer, its schedule, clipping,
-checkpoints and resuming are Trainer's. A checkpoint's weights are safetensors; its optimizer,
-schedule and random states are torch files, which only this program writes, into a folder of its
-own in the store, and which Trainer reads with ``weights_only=True``.
+again, time is counted, checkpoints are marked. The loop, the optimizer, clipping, checkpoints and
+resuming are Trainer's; the schedule is not, since Trainer's knows of steps only.
+
+A checkpoint's weights are safetensors; its optimizer, schedule and random states are torch files,
+which only this program writes, into a folder of its own in the store, and which Trainer reads with
+``weights_only=True``.
 
 A leaf: it imports torch and transformers, and is itself imported inside functions only.
 """
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -27,6 +30,7 @@ from transformers import (
 from optimizers.distillation.checkpoints import PREFIX, Mark, write_mark
 from optimizers.distillation.loss import divergences
 from optimizers.distillation.masks import apply_masks
+from optimizers.distillation.schedule import rate
 from optimizers.stage import Report
 from optimizers.torch_models import go_on
 
@@ -43,6 +47,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # an untyped base
     """Trains a student to predict what its teacher does."""
 
     control: Any
+    lr_scheduler: Any
     loss_is_scaled_for_ga = False  # compute_loss gives a mean per micro-batch
 
     def __init__(
@@ -55,20 +60,33 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # an untyped base
         held_out: Sequence[NDArray[np.int64]],
         temperature: float,
         on_policy: float,
-        callbacks: Sequence[TrainerCallback],
+        masks: Mapping[str, Any],
+        watch: Watch,
     ) -> None:
         super().__init__(
             model=student,
             args=arguments,
             train_dataset=[{"input_ids": window} for window in windows],
             eval_dataset=held_out,
-            callbacks=[EarlyStoppingCallback(_PATIENCE), *callbacks],
+            callbacks=[EarlyStoppingCallback(_PATIENCE), KeepZeros(masks), watch],
         )
         self.remove_callback(PrinterCallback)
         self._teacher = teacher.to(arguments.device)
         self._held_out = held_out
         self._temperature = temperature
         self._on_policy = on_policy
+        self._watch = watch
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Let the learning rate fall with the steps, or with the time where that is over sooner."""
+        if self.lr_scheduler is None:
+
+            def factor(step: int) -> float:
+                return rate(max((step + 1) / num_training_steps, self._watch.spent()))
+
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def compute_loss(
         self, model: Any, inputs: Mapping[str, Any], *_: Any, **__: Any
@@ -160,15 +178,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # an untyped base
         """Seconds of training until now."""
         return self._clock() - self._began_s
 
+    def spent(self) -> float:
+        """Share of the time that is over."""
+        return self.spent_s() / self._limit_s
+
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         """Count time, and tell."""
         del args
-        spent_s = self.spent_s()
-        if spent_s >= self._limit_s:
+        spent = self.spent()
+        if spent >= 1.0:
             control.should_training_stop = control.should_evaluate = control.should_save = True
         elif self._clock() - self._saved_s >= self._save_s:
             control.should_save = True
-        done = max(state.global_step / state.max_steps, spent_s / self._limit_s)
+        done = max(state.global_step / state.max_steps, spent)
         self._report(0.1 + 0.8 * min(done, 1.0), f"training{self._told}")
 
     def on_evaluate(self, *_: Any, metrics: Mapping[str, float], **__: Any) -> None:

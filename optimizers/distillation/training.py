@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _EVALUATIONS, _APART = 8, 4  # of the held-out text: how many, and steps between two at least
 _SAVE_S = 120.0  # what a killed build may lose at most, beside what lies between evaluations
 _LOGIT_BYTES = 128 << 20  # of one model's logits at a time
-_WARMUP = 0.05  # of all steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Regime:
     Attributes:
         tokens: To train on, those seen again included.
         limit_s: Seconds, whatever the tokens.
-        learning_rate: At its highest, after the warm-up; it falls to zero along a cosine.
+        learning_rate: At its highest; it warms up and falls (see ``schedule``).
         batch_size: Windows of a step.
         temperature: Both distributions are softened by it.
         on_policy: Share of steps whose text the student writes.
@@ -86,7 +85,7 @@ def train(
         report: Hears of progress.
         clock: Gives seconds.
     """
-    from optimizers.distillation.trainer import DistillationTrainer, KeepZeros, Watch
+    from optimizers.distillation.trainer import DistillationTrainer, Watch
 
     found = find_last(folder)
     window = len(split.train[0])
@@ -108,7 +107,8 @@ def train(
         held_out=split.held_out,
         temperature=regime.temperature,
         on_policy=regime.on_policy,
-        callbacks=[KeepZeros(masks), watch],
+        masks=masks,
+        watch=watch,
     )
     trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
     return Trained(tokens=int(trainer.state.num_input_tokens_seen), seconds=watch.spent_s())
@@ -134,8 +134,6 @@ def _arguments(student: Any, regime: Regime, folder: Path, *, steps: int, window
         gradient_accumulation_steps=regime.batch_size // rows,
         max_steps=steps,
         learning_rate=regime.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(_WARMUP * steps),
         weight_decay=0.0,
         max_grad_norm=1.0,
         seed=regime.seed,

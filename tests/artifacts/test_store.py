@@ -301,11 +301,13 @@ def test_one_maker_per_thing(store: Store) -> None:
 
 
 def _clutter(store: Store) -> None:
-    """What builds leave behind: a draft, a blob without manifest, a stage's result."""
+    """What builds leave: a draft, a blob without manifest, a stage's result, half a training."""
     (store.layout.tmp / "draft").write_bytes(b"x" * 10)
     (store.layout.blobs / ("d" * 64)).write_bytes(b"x" * 20)
     (store.layout.stages / "key").mkdir()
     (store.layout.stages / "key" / "model.onnx").write_bytes(b"x" * 30)
+    (store.layout.training / "key").mkdir()
+    (store.layout.training / "key" / "checkpoint").write_bytes(b"x" * 40)
 
 
 def test_pruning_takes_what_no_manifest_needs(store: Store, tmp_path: Path) -> None:
@@ -317,8 +319,8 @@ def test_pruning_takes_what_no_manifest_needs(store: Store, tmp_path: Path) -> N
     assert (store.layout.tmp / "draft").exists()
     done = prune(store, older_than_s=0, dry_run=False, clock=lambda: time.time() + 7200)
     assert told == done
-    assert done.size_bytes == 60
-    assert {path.split("/")[0] for path in done.paths} == {"tmp", "blobs", "stages"}
+    assert done.size_bytes == 100
+    assert {path.split("/")[0] for path in done.paths} == {"tmp", "blobs", "stages", "training"}
     store.open(artifact, verify=True)
 
 
@@ -328,6 +330,7 @@ def test_pruning_keeps_young_results(store: Store, tmp_path: Path) -> None:
     _clutter(store)
     prune(store, older_than_s=86_400, dry_run=False, clock=lambda: time.time() + 7200)
     assert (store.layout.stages / "key" / "model.onnx").exists()
+    assert (store.layout.training / "key" / "checkpoint").exists()
     assert not (store.layout.tmp / "draft").exists()
 
 

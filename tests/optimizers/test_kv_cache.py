@@ -66,6 +66,9 @@ def _scales(attention: Attention) -> CacheScales:
         _attention(window=4096, softcap=2.0, head_dim=48, rotary=_rotary(8)),
         _attention(head_dim=128, kv_heads=1, rotary=_rotary(64, interleaved=True)),
         _attention(head_dim=80, rotary=None),
+        _attention(
+            heads=2, rotary=Rotary(_rotary(16).cos[:40], _rotary(16).sin[:40], interleaved=False)
+        ),
     ],
     ids=lambda attention: attention.told(),
 )

@@ -48,7 +48,7 @@ class Bench:
             results.lasting(target.name), TrainingText(self.original, calibration, results)
         )
         return parsed.stages[-1].apply(
-            Work(work, None, self.original, _nobody, calibration.windows, training),
+            Work(work, None, self.original, _nobody, calibration.windows, training=training),
             target,
             lambda fraction, message: self.told.append((fraction, message)),
         )

@@ -15,6 +15,7 @@ from artifacts.store import Store
 from optimizers.build import Build
 from optimizers.distillation import checkpoints
 from optimizers.distillation.checkpoints import Mark, find_last, write_mark
+from optimizers.distillation.schedule import rate
 from optimizers.distillation.texts import Split
 from optimizers.distillation.trainer import DistillationTrainer, Watch
 from optimizers.distillation.training import Regime, rows_at_once, train
@@ -114,6 +115,29 @@ def test_it_ends_when_its_time_is_over(bench: Bench, tmp_path: Path) -> None:
     again = _train(bench, tmp_path / "run", clock=lambda: 0.0, limit_s=100.0)
     assert again.tokens == trained.tokens
     assert again.seconds >= 100.0
+
+
+def test_the_learning_rate_falls_with_what_is_over_first(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the tokens where there is time enough, else with the time; it is low when that ends."""
+    seen: list[float] = []
+    on_step_end = Watch.on_step_end
+
+    def noting(self: Any, *args: Any, lr_scheduler: Any, **more: Any) -> None:
+        seen.append(lr_scheduler.get_last_lr()[0])
+        on_step_end(self, *args, **more)
+
+    monkeypatch.setattr(Watch, "on_step_end", noting)
+    _train(bench, tmp_path / "tokens", clock=lambda: 0.0)
+    expected = [1e-3 * rate(min(1, (step + 1) / STEPS)) for step in range(1, STEPS + 1)]
+    assert seen == pytest.approx(expected, abs=1e-9)
+    seen.clear()
+    ticks = itertools.count()
+    _train(bench, tmp_path / "time", clock=lambda: float(next(ticks)), limit_s=20.0)
+    assert len(seen) < STEPS
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < 0.2e-3
 
 
 def test_a_checkpoint_is_written_at_least_so_often(
