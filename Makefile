@@ -22,8 +22,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup serve test check fmt lint test-slow test-system test-optimum bench protos \
-	demo-model constraints config-reference image clean
+.PHONY: help setup serve test check fmt lint test-slow test-system test-optimum bench bench-methods \
+	protos demo-model constraints config-reference image clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -90,6 +90,9 @@ test-optimum: $(STAMP) ## Prove the Optimum exporter with real optimum-onnx in i
 
 bench: $(STAMP) ## Measure against the peers; prints tables and writes benchmarks/results/.
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-methods: $(STAMP) ## Compare all methods on the demo model; prints a table, writes build/methods/.
+	$(BIN)/python -m benchmarks.methods $(ARGS)
 
 protos: $(STAMP) ## Generate the gRPC stubs anew.
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
