@@ -13,8 +13,8 @@ from safetensors import safe_open
 from optimizers.distillation import trainer
 from optimizers.linear_layers import block_weights
 from optimizers.spec import parse_chain
-from optimizers.torch_models import load_module
-from tests.optimizers.distillation.conftest import make_bench
+from optimizers.torch_models import go_on, load_module
+from tests.optimizers.distillation.conftest import LENGTH, make_bench
 
 if TYPE_CHECKING:
     from tests.optimizers.distillation.conftest import Bench
@@ -113,18 +113,25 @@ def test_the_seed_decides_the_result(bench: Bench, tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_the_student_may_write_its_own_text(bench: Bench, tmp_path: Path) -> None:
-    """It recovers on that as well, to another result."""
+def test_the_student_may_write_its_own_text(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every step if so wanted, going on with a part of the text, and it recovers on that too."""
+    written: list[tuple[int, ...]] = []
+
+    def noting(module: Any, start: Any, *, length: int) -> Any:
+        text = go_on(module, start, length=length)
+        assert torch.equal(text[:, : start.shape[1]], start)
+        written.append((start.shape[1], *text.shape))
+        return text
+
+    monkeypatch.setattr(trainer, "go_on", noting)
     bench.apply([PRUNE], bench.original.folder, tmp_path / "pruned")
-    found = {}
-    for share in (0.0, 1.0):
-        target = tmp_path / f"out{share}"
-        chain = [PRUNE, _recover(on_policy=share, tokens=1_000)]
-        outcome = bench.apply(chain, tmp_path / "pruned", target)
-        before, after = _figures(outcome.notes[0])
-        assert after < before
-        found[share] = (target / "model.safetensors").read_bytes()
-    assert found[0.0] != found[1.0]
+    chain = [PRUNE, _recover(on_policy=1.0, tokens=1_000)]
+    outcome = bench.apply(chain, tmp_path / "pruned", tmp_path / "out")
+    before, after = _figures(outcome.notes[0])
+    assert after < before
+    assert written == [(LENGTH // 4, 4, LENGTH)] * (1_000 // (4 * LENGTH))
 
 
 def test_the_teacher_is_the_original_whatever_came_between(
