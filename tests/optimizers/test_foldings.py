@@ -14,6 +14,7 @@ from optimizers.errors import StageError
 from optimizers.folding_places import find_foldings
 from optimizers.foldings import Folding, weight_of
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 PLACES = {  # of two layers each, three for Gemma
     "llama": {"norm": 4, "value": 2, "up": 2},
     "gpt2": {"norm": 4, "value": 2},  # its feed-forward networks have no gate

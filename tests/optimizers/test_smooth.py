@@ -23,6 +23,7 @@ from optimizers.stage import Work
 from optimizers.stages.awq import search
 from optimizers.torch_models import load_module
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 METHODS: dict[str, dict[str, Any]] = {
     "awq": {"method": "awq"},
     "smoothquant": {"method": "smoothquant", "alpha": 0.7},
