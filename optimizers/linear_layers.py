@@ -45,11 +45,11 @@ def block_layers(module: Any) -> list[tuple[str, Any]]:
         raise StageError(
             f"This architecture keeps {len(others)} weights outside linear layers "
             f"(for example {others[0]}), so they would silently stay as they are.",
-            remedy="Leave prune out for this model.",
+            remedy="Leave this stage out for this model.",
         )
     if not found:
         raise StageError(
-            "This architecture has no linear layers.", remedy="Leave prune out for this model."
+            "This architecture has no linear layers.", remedy="Leave this stage out for this model."
         )
     return found
 

@@ -30,6 +30,17 @@ def _gradual_underflow() -> Iterator[None]:
         warnings.warn("Denormal numbers were flushed to zero after this test.", stacklevel=1)
 
 
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads that wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a random Llama (hidden 64, 2 layers, vocabulary 256) as a Hugging Face folder."""

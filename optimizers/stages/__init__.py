@@ -38,6 +38,8 @@ TABLE = (
     Entry("prune", "magnitude", "magnitude:PruneMagnitude", default=True),
     Entry("prune", "wanda", "wanda:PruneWanda"),
     Entry("prune", "sparsegpt", "sparsegpt:PruneSparseGpt"),
+    Entry("smooth", "awq", "awq:SmoothAwq", default=True),
+    Entry("smooth", "smoothquant", "smoothquant:SmoothQuant"),
     Entry("quantize", "weight_only", "weight_only:QuantizeWeightOnly"),
     Entry("quantize", "dynamic", "dynamic:QuantizeDynamic"),
     Entry("quantize", "static", "static:QuantizeStatic"),

@@ -18,7 +18,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from optimizers.activation_ranges import Choice
 from optimizers.stage import Outcome, Report, Stage, Work
 
 _PERCENTILE = 99.999
@@ -43,7 +42,7 @@ class QuantizeStatic(Stage):
     ]
     bits: Annotated[Literal[8], Field(description="Bits of weights and activations: 8.")] = 8
     range: Annotated[
-        Choice,
+        Literal["mse", "percentile", "minmax"],
         Field(
             description="What an activation's scale covers. mse: what rounds with the least "
             "squared error; percentile: all but the rarest values; minmax: all that the text shows."

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def _kl(loss: Any, algorithm: str) -> float:

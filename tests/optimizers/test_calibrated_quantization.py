@@ -17,6 +17,7 @@ from optimizers.spec import parse_chain
 from optimizers.stage import Stage, Work
 from optimizers.zeros import check_zeros, count_zeros
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 Export = tuple[Path, GraphSpec]
 METHODS: dict[str, dict[str, Any]] = {
     "gptq": {"method": "weight_only", "algorithm": "gptq"},

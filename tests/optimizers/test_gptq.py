@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from optimizers.block_quantization import quantize_blocks
 from optimizers.gptq import Fitted, quantize
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 Floats = NDArray[np.float32]
 
 

@@ -17,6 +17,24 @@ if TYPE_CHECKING:
 HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "numpy", "huggingface_hub")
 
 
+def test_no_stage_imports_anything_heavy(child: Child) -> None:
+    """A stage's file is read to check its fields, in chains of every method."""
+    program = (
+        "import sys\n"
+        "from optimizers.stages import TABLE\n"
+        "assert all(entry.load() for entry in TABLE)\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env=dict(child.environment),
+        cwd=child.root,
+        check=True,
+    )
+    assert done.stdout.strip() == b"[]"
+
+
 def test_plan_imports_nothing_heavy(child: Child, tiny_llama_folder: Path) -> None:
     """Every start of the server waits for it, so it must not wait for torch."""
     request = {
