@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from benchmarks.server_process import ROOT
+from server.comparison.server_process import ROOT
 
 from artifacts.store import Store
 from protos import inference_pb2 as pb
