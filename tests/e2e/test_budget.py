@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 import pytest
-from server.comparison.server_process import ROOT
 
 from artifacts.store import Store
 from protos import inference_pb2 as pb
+from server.comparison.server_process import ROOT
 
 NARROW = 1e-4  # nats: only the float32 export keeps to it
 INT4 = [{"quantize": {"method": "weight_only", "bits": 4}}]
