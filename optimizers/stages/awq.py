@@ -5,6 +5,10 @@ Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and A
 calibration text, to a power that is tried out for each place: the one with which the layers'
 outputs change least when their weights are rounded. A power of 0 is no scale at all, so nothing is
 lost. Owns the search. Knows nothing of where scales are folded in.
+
+Measured on the demo model (mean KL to the original in nats, 7,389 positions): 4 bits in blocks of
+128 0.0204 where it was 0.0231, in blocks of 32 0.0138 where it was 0.0140. Nothing is gained before
+gptq (0.0085 and 0.0054), which makes up for the same errors.
 """
 
 from __future__ import annotations
