@@ -11,19 +11,21 @@ from typing import Any
 from optimizers.errors import StageError
 from optimizers.linear_layers import block_weights
 
+_PRUNED = 1e-3  # share of zeros from which a matrix was pruned; fewer are accidents of rounding
+
 
 def zero_masks(module: Any) -> dict[str, Any]:
     """Where the weights of the decoder's linear layers are exactly zero, by the weight's name.
 
-    Weights without a zero have no entry, and so has a model of an architecture that cannot be
-    pruned.
+    Weights that were not pruned have no entry, and so has a model of an architecture that cannot
+    be.
     """
     try:
         weights = block_weights(module)
     except StageError:
         return {}
     found = {name: weight.detach() == 0 for name, weight in weights}
-    return {name: mask for name, mask in found.items() if bool(mask.any())}
+    return {name: mask for name, mask in found.items() if float(mask.double().mean()) >= _PRUNED}
 
 
 def apply_masks(module: Any, masks: Mapping[str, Any]) -> None:
