@@ -85,21 +85,20 @@ class _Flow:
         self._held: list[Inputs] = [{} for _ in inputs]  # of each run, by the values' names
 
     def advance(self, node: Any, scratch: Path, threads: Threads) -> None:
-        """Compute everything in front of a node."""
+        """Compute everything in front of a node that is used from there on."""
         crossing = _crossing(self._model.graph, node)
         before = set(self._crossing)
         wanted = [value for value in crossing if value not in before]
-        kept = [value.name for value in crossing if value in before]
-        session = open_runtime(self._write_section(wanted, scratch), threads)
-        given = [value.name for value in session.get_inputs()]
+        # None where the products before have given nothing that is used from here on.
+        session = open_runtime(self._write_section(wanted, scratch), threads) if wanted else None
         for index, inputs in enumerate(self._inputs):
             held = self._held[index]
-            feeds = {**inputs, **held, **dict(caches(self._graph, inputs))}
-            found = session.run(None, {name: feeds[name] for name in given})
-            self._held[index] = {
-                **{name: held[name] for name in kept},
-                **dict(zip([value.name for value in wanted], found, strict=True)),
-            }
+            if session is not None:
+                feeds = {**inputs, **held, **dict(caches(self._graph, inputs))}
+                given = {value.name: feeds[value.name] for value in session.get_inputs()}
+                found = session.run([value.name for value in wanted], given)
+                held = {**held, **dict(zip([value.name for value in wanted], found, strict=True))}
+            self._held[index] = {value.name: held[value.name] for value in crossing}
         self._crossing = crossing
 
     def at(self, value: Any) -> tuple[NDArray[np.float32], ...]:

@@ -25,7 +25,9 @@ class Pruning(Stage):
     name: ClassVar[str] = "prune"
     form: ClassVar[Literal["torch", "onnx"]] = "torch"
     rank: ClassVar[int] = 10
-    reason: ClassVar[str] = "zeros are made in the torch form, which the export ends"
+    reason: ClassVar[str] = (
+        "zeros are chosen before scales are folded in, and the export ends the torch form"
+    )
 
     amount: Annotated[
         float,

@@ -7,9 +7,9 @@ independent of each other. Knows nothing of how a block is quantized or what bit
 Measured on the demo model (mean KL to the original in nats, 7,389 positions): 4 bits in blocks of
 32 with rtn 0.0140, with k_quant 0.0134, with hqq 0.0131, with gptq 0.0053, symmetric 0.0175 (gptq
 0.0060); blocks of 16 and 128 0.0102 and 0.0231 (k_quant 0.0208, gptq 0.0085); 8 bits throughout
-0.0002. The head at 4 bits as well costs 0.0195 and makes the
-artifact no smaller, since at 8 bits it shares its bytes with the embeddings: hence its default.
-Mixed bits with 5 and 6 per weight cost 0.0052 and 0.0020, at 4.7 and 5.1 MB between 4.1 and 6.2.
+0.0002. The head at 4 bits as well costs 0.0195 and makes the artifact no smaller, since at 8 bits
+it shares its bytes with the embeddings: hence its default. Mixed bits
+with 5 and 6 per weight cost 0.0052 and 0.0020, at 4.7 and 5.1 MB between 4.1 and 6.2.
 """
 
 from __future__ import annotations

@@ -186,6 +186,34 @@ def test_later_products_see_what_was_changed(export: Export, tmp_path: Path) -> 
     assert np.abs(seen[last] - untouched[last]).max() > 1e-2
 
 
+def test_a_product_whose_result_only_leaves_the_graph_is_passed_by(tmp_path: Path) -> None:
+    """Then nothing new is to be computed for the next one, whose input is there already."""
+    model = onnx_ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        decoder (int64[1, n] input_ids) => (float[1, n, 4] side, float[1, n, 4] logits)
+        <float[3, 2] table = {1, 2, 3, 4, 5, 6}, float[2, 4] a = {1, 2, 3, 4, 5, 6, 7, 8},
+         float[2, 4] b = {8, 7, 6, 5, 4, 3, 2, 1}>
+        {
+            hidden = Gather(table, input_ids)
+            doubled = Add(hidden, hidden)
+            negative = Neg(hidden)
+            side = MatMul(doubled, a)
+            logits = MatMul(negative, b)
+        }"""
+    )
+    graph = GraphSpec(form="plain", vocab_size=3, max_length=8, layers=(), inputs=("input_ids",))
+    seen: list[NDArray[np.float32]] = []
+    visit_products(
+        model,
+        graph,
+        [np.array([2, 0])],
+        lambda reached: seen.extend(reached.inputs),
+        scratch=tmp_path,
+        threads=1,
+    )
+    np.testing.assert_array_equal(seen, [[[10, 12], [2, 4]], [[-5, -6], [-1, -2]]])
+
+
 def test_a_graph_with_branches_is_refused(plain_export: Export, tmp_path: Path) -> None:
     """What lies in a branch would cross unseen."""
     path, graph = plain_export
