@@ -33,6 +33,7 @@ class Entry:
 TABLE = (
     Entry("distill", "substitute", "substitute:Substitute"),
     Entry("restructure", "depth", "depth:RestructureDepth"),
+    Entry("restructure", "width", "width:RestructureWidth"),
     Entry("prune", "magnitude", "magnitude:PruneMagnitude", default=True),
     Entry("prune", "wanda", "wanda:PruneWanda"),
     Entry("prune", "sparsegpt", "sparsegpt:PruneSparseGpt"),
