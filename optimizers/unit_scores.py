@@ -1,17 +1,19 @@
 """How much each unit of a torch module is needed: feed-forward channels, head groups, hidden ones.
 
-Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation", 2024
-(https://arxiv.org/abs/2407.14679): a unit is needed as much as it is active on a text. The other
-measure, the size of its weights, needs no text. Knows nothing of how many units go.
+Three measures: how active a unit is on a text (Muralidharan et al., "Compact Language Models via
+Pruning and Knowledge Distillation", 2024, https://arxiv.org/abs/2407.14679); how much of it arrives
+in what reads it, activity times weights (Wanda's score taken over whole units, as An et al. do in
+"Fluctuation-based Adaptive Structured Pruning for Large Language Models", 2023,
+https://arxiv.org/abs/2312.11983); and the size of its weights, which needs no text. Knows nothing
+of how many units go.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimizers.dimensions import HIDDEN, Axes, Axis, Space, known_layers
+from optimizers.dimensions import Axes, Axis, Space, known_layers
 from optimizers.linear_layers import is_transposed
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def magnitudes(module: Any, axes: Axes) -> dict[Space, Any]:
 
 
 def activations(
-    module: Any, axes: Axes, documents: Sequence[NDArray[np.int64]]
+    module: Any, axes: Axes, documents: Sequence[NDArray[np.int64]], *, weighted: bool
 ) -> dict[Space, Any]:
     """How active each unit is on a text: (units,) float64 by space.
 
@@ -52,28 +54,31 @@ def activations(
         module: In float32.
         axes: Its dimensions.
         documents: Token ids, all of one length.
+        weighted: Whether each activation counts by the norm of the weights that read it.
     """
     import numpy as np
     import torch
 
-    sums: dict[Space, Any] = defaultdict(float)
+    sums: dict[Space, Any] = {}
 
-    def listen(axis: Axis) -> Callable[[Any, tuple[Any, ...]], None]:
+    def listen(layer: Any, axis: Axis) -> Callable[[Any, tuple[Any, ...]], None]:
+        squares = (layer.weight.detach().double() ** 2).sum(dim=1 if is_transposed(layer) else 0)
+        weights = squares if weighted else torch.ones_like(squares)
+
         def before(_layer: Any, given: tuple[Any, ...]) -> None:
-            sums[axis.space] = sums[axis.space] + _activity(given[0], axis)
+            sums[axis.space] = sums.get(axis.space, 0.0) + _activity(given[0], axis, weights)
 
         return before
 
     handles = [
-        layer.register_forward_pre_hook(listen(axis)) for layer, axis in _readers(module, axes)
+        layer.register_forward_pre_hook(listen(layer, axis))
+        for layer, axis in _readers(module, axes)
     ]
-    head = axes[f"{_name_of(module, module.get_output_embeddings())}.weight"][1]
     try:
         with torch.no_grad():
             for start in range(0, len(documents), _ROWS):
                 ids = torch.from_numpy(np.stack(documents[start : start + _ROWS]))
-                states = module.base_model(input_ids=ids, use_cache=False).last_hidden_state
-                sums[HIDDEN] = sums[HIDDEN] + _activity(states, head)
+                module(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -86,7 +91,7 @@ def _readers(module: Any, axes: Axes) -> list[tuple[Any, Axis]]:
 
     Queries, keys and values read the same state, and so do gate and up: the first stands for all.
     """
-    found: list[tuple[Any, Axis]] = []
+    found: list[tuple[Any, Axis | None]] = []
     heard: set[tuple[int, bool]] = set()
     for layer in known_layers(module):
         if layer.reads == "hidden":
@@ -94,19 +99,18 @@ def _readers(module: Any, axes: Axes) -> list[tuple[Any, Axis]]:
             if state in heard:
                 continue
             heard.add(state)
-        axis = axes[f"{layer.name}.weight"][0 if is_transposed(layer.layer) else 1]
-        if axis is not None:
-            found.append((layer.layer, axis))
-    return found
+        place = 0 if is_transposed(layer.layer) else 1
+        found.append((layer.layer, axes[f"{layer.name}.weight"][place]))
+    head = module.get_output_embeddings()
+    found.append((head, axes[f"{_name_of(module, head)}.weight"][1]))
+    return [(layer, axis) for layer, axis in found if axis is not None]
 
 
-def _activity(states: Any, axis: Axis | None) -> Any:
+def _activity(states: Any, axis: Axis, weights: Any) -> Any:
     """Sum over tokens of each unit's l2 norm: (..., coordinates) to (units,) float64."""
     import torch
 
-    if axis is None:
-        return 0.0
-    squares = states.reshape(-1, states.shape[-1]).double() ** 2
+    squares = states.reshape(-1, states.shape[-1]).double() ** 2 * weights
     if axis.space.kind != "kv_groups":  # every coordinate is a unit of its own
         return squares.sqrt().sum(dim=0)
     of_units = torch.zeros(len(squares), int(axis.units.max()) + 1, dtype=torch.float64)

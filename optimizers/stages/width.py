@@ -3,6 +3,12 @@
 A smaller dense model of the same architecture comes out, faster on any kernel. Owns how many units
 stay and the choice of those that are needed most. Knows nothing of how layers lie, of how needs are
 measured, and of healing, which should follow.
+
+On the demo model (mean KL to the original in nats, 4,096 tokens of its held-out text), keeping the
+units of highest contribution, activation, magnitude: 480 of 640 feed-forward channels 0.097, 0.143,
+0.152; 320 of them 0.457, 0.511, 0.774; 2 of 4 key-value heads 0.442, 0.442, 0.591; a hidden size of
+224 instead of 256 0.339, 0.344, 0.369. Dropping one of its 6 layers, which takes as many parameters
+as the first of these, costs 0.173.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ class RestructureWidth(Stage):
     form: ClassVar[Literal["torch", "onnx"]] = "torch"
     rank: ClassVar[int] = 5
     reason: ClassVar[str] = "what is left out must not have been worked on before"
+    mended_by: ClassVar[tuple[str, str] | None] = ("distill", "recover")
 
     method: Annotated[
         Literal["width"], Field(description="width: every layer is made narrower, alike.")
@@ -63,12 +70,13 @@ class RestructureWidth(Stage):
         ),
     ] = None
     score: Annotated[
-        Literal["activation", "magnitude"],
+        Literal["contribution", "activation", "magnitude"],
         Field(
-            description="What stays. activation: what is most active on the calibration text; "
-            "magnitude: what has the largest weights."
+            description="What stays. contribution: what is most active on the calibration text and "
+            "read with the largest weights; activation: activity alone; magnitude: what has the "
+            "largest weights, without any text."
         ),
-    ] = "activation"
+    ] = "contribution"
     round_to: Annotated[
         int,
         Field(
@@ -82,7 +90,7 @@ class RestructureWidth(Stage):
     @property
     def calibrates(self) -> bool:
         """Only where the text tells what is needed."""
-        return self.score == "activation"
+        return self.score != "magnitude"
 
     def problem(self) -> tuple[str, str, str] | None:
         """Something must go, and a number of units is whole."""
@@ -157,9 +165,11 @@ class RestructureWidth(Stage):
 
         from optimizers.unit_scores import activations, magnitudes
 
-        scores = (
-            magnitudes(module, axes) if documents is None else activations(module, axes, documents)
-        )
+        if documents is None:
+            scores = magnitudes(module, axes)
+        else:
+            weighted = self.score == "contribution"
+            scores = activations(module, axes, documents, weighted=weighted)
         kept = {}
         for space, values in scores.items():
             count = getattr(after, space.kind)

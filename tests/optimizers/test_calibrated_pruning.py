@@ -110,6 +110,44 @@ def test_sparsegpt_keeps_outputs_nearer_than_wanda(
     assert errors["sparsegpt"] < errors["wanda"]
 
 
+def test_globally_layers_lose_by_what_they_are_missed_by(folder: Path, tmp_path: Path) -> None:
+    """Wanda's scores in parts of each layer's root mean square, sorted over all layers at once.
+
+    Each layer then loses the share of its weights that is among the lowest.
+    """
+    original = load_module(folder)
+    scores: dict[str, np.ndarray] = {}
+
+    def visit(layer: Visited) -> None:
+        norms = np.linalg.norm(layer.inputs.double().numpy(), axis=0)
+        found = np.abs(layer.weight.double().numpy()) * norms
+        scores[layer.name] = found / np.sqrt((found**2).mean())
+
+    visit_layers(original, windows(), visit)
+    together = np.sort(np.concatenate([found.ravel() for found in scores.values()]))
+    threshold = together[round(0.4 * together.size) - 1]
+    outcome, module = _prune(folder, tmp_path / "out", "wanda", amount=0.4, scope="global")
+    shares = []
+    for name, layer in block_layers(module):
+        wanted = (scores[name] <= threshold * (1 + 1e-6)).mean()
+        shares.append(float((layer.weight == 0).float().mean()))
+        # Within a layer every output loses the same number, so that there is some rounding.
+        assert shares[-1] == pytest.approx(wanted, abs=0.5 / scores[name].shape[1] + 1e-3)
+    assert max(shares) - min(shares) > 0.02, "all layers lose the same: nothing was compared"
+    assert outcome.zeros == pytest.approx(0.4 * together.size, rel=0.02)
+    assert "layers lost between" in outcome.notes[0]
+
+
+def test_globally_sparsegpt_comes_to_the_same_share(folder: Path, tmp_path: Path) -> None:
+    """Every layer by its own, together as asked for."""
+    outcome, module = _prune(folder, tmp_path / "out", "sparsegpt", amount=0.4, scope="global")
+    weights = block_weights(module)
+    shares = [float((weight == 0).float().mean()) for _, weight in weights]
+    assert max(shares) - min(shares) > 0.02
+    total = sum(weight.numel() for _, weight in weights)
+    assert outcome.zeros == pytest.approx(0.4 * total, rel=0.02)
+
+
 def test_a_width_that_four_does_not_divide_is_refused(tmp_path: Path) -> None:
     """The layer is named."""
     from benchmarks import zoo
@@ -131,7 +169,8 @@ def test_a_width_that_four_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"method": "magnitude", "pattern": "2:4", "scope": "global"}, "scope"),
         ({"method": "sparsegpt"}, "amount"),
         ({"method": "wanda", "amount": 0.5, "pattern": "4:8"}, "pattern"),
-        ({"method": "wanda", "amount": 0.5, "scope": "global"}, "scope"),
+        ({"method": "wanda", "pattern": "2:4", "scope": "global"}, "scope"),
+        ({"method": "wanda", "amount": 0.5, "scope": "row"}, "scope"),
     ],
 )
 def test_fields_that_do_not_agree_are_refused(fields: dict[str, Any], field: str) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from artifacts.protocol import Built
+from artifacts.store import Store
 from benchmarks import zoo
 from optimizers.blocks import decoder_blocks
 from optimizers.dimensions import HIDDEN, Space, Widths, find_axes, read_widths
@@ -20,7 +22,7 @@ from optimizers.spec import parse_chain
 from optimizers.stage import Outcome
 from optimizers.torch_models import load_module
 from optimizers.unit_scores import activations, magnitudes
-from tests.optimizers.conftest import apply_stage, windows
+from tests.optimizers.conftest import Child, apply_stage, windows
 
 FFN, GROUPS, HEAD = 128, 2, 16
 # By model: what takes the feed-forward channels and the heads, and whether heads are a field of
@@ -107,7 +109,7 @@ def test_what_goes_is_as_if_it_were_silent(
     down, out = MODELS[name]
     whole = load_module(folder_of(name))
     width = _in_each_block(whole, down)[0].weight.shape[0 if name == "gpt2" else 1]
-    fields: dict[str, Any] = {"ffn": 0.75}
+    fields: dict[str, Any] = {"ffn": 0.75, "score": "activation"}
     silenced = []
     for layer, seen in zip(
         _in_each_block(whole, down), _inputs_of(whole, _in_each_block(whole, down)), strict=True
@@ -183,8 +185,39 @@ def test_activity_is_the_mean_norm_of_what_a_unit_hands_on(
     seen = _inputs_of(module, [*layers, module.get_output_embeddings()])
     expected = sum(np.abs(states).mean(axis=0) for states in seen)
     axes = find_axes(module, read_widths(module))
-    found = activations(module, axes, windows())[HIDDEN]
+    found = activations(module, axes, windows(), weighted=False)[HIDDEN]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_contribution_is_activity_times_the_weights_that_read_it(
+    name: str, folder_of: Callable[[str], Path]
+) -> None:
+    """Computed again for channels, groups of heads, and the hidden size."""
+    down, out, query, up = {
+        "llama": ("mlp.down_proj", "self_attn.o_proj", "self_attn.q_proj", "mlp.gate_proj"),
+        "gpt2": ("mlp.c_proj", "attn.c_proj", "attn.c_attn", "mlp.c_fc"),
+    }[name]
+    module = load_module(folder_of(name))
+    found = activations(module, find_axes(module, read_widths(module)), windows(), weighted=True)
+
+    def weighted(layers: list[Any], along: int) -> list[np.ndarray]:
+        return [
+            np.abs(seen) * np.linalg.norm(layer.weight.detach().double().numpy(), axis=along)
+            for layer, seen in zip(layers, _inputs_of(module, layers), strict=True)
+        ]
+
+    along = 1 if name == "gpt2" else 0  # its weights lie transposed
+    channels = weighted(_in_each_block(module, down), along)[1].mean(axis=0)
+    np.testing.assert_allclose(found[Space("ffn", 1)].numpy(), channels, rtol=1e-5)
+    heads = weighted(_in_each_block(module, out), along)[1]
+    groups = np.linalg.norm(heads.reshape(len(heads), 4 if along else GROUPS, -1), axis=2)
+    np.testing.assert_allclose(found[Space("kv_groups", 1)].numpy(), groups.mean(axis=0), rtol=1e-5)
+    pairs = zip(_in_each_block(module, query), _in_each_block(module, up), strict=True)
+    layers = [layer for pair in pairs for layer in pair]  # in the order in which they compute
+    hidden = sum(states.mean(axis=0) for states in weighted(layers, along))
+    hidden += weighted([module.get_output_embeddings()], along=0)[0].mean(axis=0)
+    np.testing.assert_allclose(found[HIDDEN].numpy(), hidden, rtol=1e-5)
 
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_unit(
@@ -355,3 +388,23 @@ def test_a_narrower_model_exports(
     assert exported.record.exporter == "mobius"
     assert exported.graph.layers[0].heads == groups
     assert exported.graph.layers[0].key_dim == HEAD
+
+
+@pytest.mark.slow
+def test_the_demo_model_is_narrowed_and_quantized_in_one_chain(child: Child) -> None:
+    """By the program as it is: smaller by what went, in blocks that divide what is left."""
+    width = {"restructure": {"method": "width", "ffn": 0.75}}
+    quantize = {"quantize": {"method": "weight_only", "block_size": 32}}
+    plan = child.plan("demo", {"narrow": [width, quantize], "whole": [quantize]})
+    manifests = {}
+    for name, planned in plan.variants.items():
+        event = child.build("demo", planned)[-1]
+        assert isinstance(event, Built)
+        manifests[name] = Store(child.store).manifest(event.artifact)
+    narrow, whole = manifests["narrow"], manifests["whole"]
+    assert [record.stage for record in narrow.lineage] == ["restructure", "export", "quantize"]
+    assert narrow.lineage[0].notes == ("feed-forward channels 640 to 480",)
+    assert narrow.export.exporter == "mobius"
+    assert narrow.size_bytes < 0.95 * whole.size_bytes
+    assert narrow.quality is not None
+    assert narrow.quality.kl_mean < 0.2
