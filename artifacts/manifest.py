@@ -130,7 +130,11 @@ class NodePlan(Frozen):
 
 
 class StageRecord(Frozen):
-    """One step of the lineage: a stage (or the export) and what it cost and gained."""
+    """One step of the lineage: a stage (or the export) and what it cost and gained.
+
+    ``compressed_bytes`` tells what a standard compressor (zlib, level 6) makes of the weights, on
+    the last step of a chain that made zeros.
+    """
 
     stage: str
     method: str = ""
@@ -140,6 +144,7 @@ class StageRecord(Frozen):
     size_bytes: int
     parameters: int | None = None
     zeros: int | None = None
+    compressed_bytes: int | None = None
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
     plan: tuple[NodePlan, ...] = ()

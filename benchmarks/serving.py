@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from artifacts.machine import usable_cores
 from benchmarks import lineup
 from benchmarks.child import ChildError
 from benchmarks.contenders import ROOT, Place
@@ -35,7 +36,6 @@ from benchmarks.starts import Starts
 from benchmarks.turns import Turns
 from server.comparison.load import Load
 from server.comparison.machine import this_machine
-from server.machine import usable_cores
 
 _AGREE_TOKENS = 32
 _WIDTH = 180  # of tables that go into a file

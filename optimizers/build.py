@@ -22,11 +22,13 @@ from artifacts.store import Store
 from optimizers import sources
 from optimizers.answer import answer
 from optimizers.calibration import Calibration, digest_of, text_of
+from optimizers.compression import compressed_bytes
 from optimizers.distillation.texts import TrainingText
 from optimizers.errors import OptimizerError, RecipeChangedError, RequestError
 from optimizers.events import Events
 from optimizers.generation_config import generation_defaults
-from optimizers.publish import MODEL, add_files
+from optimizers.memory import check_memory
+from optimizers.publish import MODEL, WEIGHTS, add_files
 from optimizers.quality import Judge
 from optimizers.recipe import export_key, libraries, recipe_digest, source_key, stage_key
 from optimizers.results import Made, Result, Results, folder_bytes
@@ -107,6 +109,8 @@ class Build:
 
     def _build(self) -> str:
         original = self._fetch_original()
+        chain = f"variants.{self._request.variant}.chain"
+        check_memory(original.folder, self._stages, chain)
         text = self._request.evaluation.text if self._request.evaluation is not None else None
         judge = Judge(self._results, original, text, self._request.threads)
         calibration = Calibration(original, self._calibration_text, judge.text)
@@ -248,7 +252,12 @@ class Build:
         """Put the artifact into the store; its manifest comes last."""
         from optimizers.kernel_audit import audit
 
-        self._steps.begin(reused=False)
+        report = self._steps.begin(reused=False)
+        lineage = list(self._steps.lineage)
+        if lineage[-1].zeros:
+            report(0.0, "packing, to tell what zeros save on a disk")
+            packed = compressed_bytes(graph.folder / WEIGHTS)
+            lineage[-1] = lineage[-1].model_copy(update={"compressed_bytes": packed})
         files = add_files(
             self._store,
             onnx_folder=graph.folder,
@@ -264,7 +273,7 @@ class Build:
                 generation=generation_defaults(original.folder),
                 files=files,
                 export=graph.export,
-                lineage=tuple(self._steps.lineage),
+                lineage=tuple(lineage),
                 libraries=libraries(),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 audit=audit(graph.folder, graph.spec),

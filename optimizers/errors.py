@@ -53,6 +53,12 @@ class RequestError(OptimizerError):
     code = "request"
 
 
+class MemoryLimitError(OptimizerError):
+    """A build would need more memory than there is."""
+
+    code = "out_of_memory"
+
+
 class ExportError(OptimizerError):
     """No exporter could turn the model into a graph that agrees with its torch module."""
 

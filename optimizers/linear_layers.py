@@ -13,6 +13,11 @@ from optimizers.errors import StageError
 _LINEAR = {"Linear", "Conv1D"}  # torch.nn's, and GPT-2's transposed one
 
 
+def is_linear(layer: Any) -> bool:
+    """Whether it is a layer of this kind."""
+    return type(layer).__name__ in _LINEAR
+
+
 def is_transposed(layer: Any) -> bool:
     """Whether the weight is (inputs, outputs) instead of (outputs, inputs)."""
     return type(layer).__name__ == "Conv1D"
@@ -31,7 +36,7 @@ def block_layers(module: Any) -> list[tuple[str, Any]]:
     for name, layer in module.named_modules():
         if id(layer) in heads:
             continue
-        if type(layer).__name__ in _LINEAR:
+        if is_linear(layer):
             if id(layer.weight) not in seen:
                 seen.add(id(layer.weight))
                 found.append((name, layer))

@@ -60,6 +60,16 @@ def prune(weight: Any, hessian: Any, *, amount: float, pattern: masks.Pattern) -
     weight.copy_(left)
 
 
+def losses(weight: Any, hessian: Any) -> Any:
+    """What the outputs' squared error grows by when one weight alone goes: (outputs, inputs).
+
+    After the columns to its right have made up for it; float64.
+    """
+    silent = hessian.diagonal() == 0
+    found = (weight.double() / inverse_factor(hessian).diagonal()) ** 2
+    return found.masked_fill_(silent, 0.0)
+
+
 def inverse_factor(hessian: Any) -> Any:
     """Upper Cholesky factor of the damped inverse: row j is what column j's error is spread by.
 

@@ -17,8 +17,9 @@ from artifacts.store import Store
 from optimizers.calibration import digest_of, text_of
 from optimizers.errors import OptimizerError
 from optimizers.recipe import recipe_digest
+from optimizers.siblings import suggesting
 from optimizers.sources import Pinned, pin
-from optimizers.spec import parse_variant
+from optimizers.spec import chain_warnings, parse_variant
 from optimizers.stage import Stage
 
 
@@ -54,7 +55,7 @@ def plan(request: PlanRequest) -> PlanResponse:
             path = f"variants.{name}.chain[{index}].{stage.name}"
             with _noting(found, path, prefix=path):
                 stages.append(stage.pinned(pin_other))
-        errors += found
+        errors += suggesting(found, request.model if source is None else source.id)
         if found or source is None:
             continue
         recipe = recipe_digest(source.revision, stages, calibration)
@@ -65,7 +66,7 @@ def plan(request: PlanRequest) -> PlanResponse:
             recipe=recipe,
             chain=tuple(stage.as_item() for stage in stages),
             artifact=artifact,
-            warnings=warnings,
+            warnings=(*warnings, *chain_warnings(stages)),
         )
     return PlanResponse(
         errors=tuple(dict.fromkeys(errors)),

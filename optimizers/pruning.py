@@ -1,7 +1,7 @@
 """What all ways of pruning share: their fields, their place in a chain, and how they are run.
 
-Owns the amount and the pattern of zeros and their agreement. Knows nothing of how weights are
-chosen.
+Owns the amount, the scope and the pattern of zeros and their agreement. Knows nothing of how
+weights are chosen.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from optimizers.allocation import layer_amounts
 from optimizers.errors import StageError
 from optimizers.flow import Visited, visit_layers
 from optimizers.linear_layers import block_layers, block_weights, is_transposed
 from optimizers.masks import GROUP, Pattern
-from optimizers.stage import Outcome, Report, Stage, Work
+from optimizers.stage import FLOAT_BYTES, Outcome, Report, Stage, Work
 
 
 class Pruning(Stage):
@@ -41,6 +42,14 @@ class Pruning(Stage):
         ),
     ] = "unstructured"
 
+    scope: Annotated[
+        Literal["layer", "global"],
+        Field(
+            description="layer: this share of every layer; global: of all layers together, so "
+            "that layers whose weights are missed less lose more."
+        ),
+    ] = "layer"
+
     @model_validator(mode="before")
     @classmethod
     def _amount_of_the_pattern(cls, fields: Any) -> Any:
@@ -49,11 +58,19 @@ class Pruning(Stage):
         return fields
 
     def problem(self) -> tuple[str, str, str] | None:
-        """Two of four is a half."""
+        """Two of four is a half, and leaves nothing to choose between layers."""
+        if self.pattern == "2:4" and self.scope == "global":
+            message = "Two of every four weights are chosen within each four, not globally."
+            return "scope", message, "Leave scope out."
         if self.pattern == "2:4" and self.amount != 0.5:
             message = f"Two of every four weights are 0.5 of them, not {self.amount}."
             return "amount", message, "Leave amount out."
         return None
+
+    def memory(self, parameters: int) -> int:
+        """Globally, all weights' scores as well, one beside the other."""
+        scores = 2 * FLOAT_BYTES * parameters if self.scope == "global" else 0
+        return super().memory(parameters) + scores
 
     def check_widths(self, module: Any) -> None:
         """Refuse layers that the pattern does not fit.
@@ -82,25 +99,49 @@ class CalibratedPruning(Pruning):
         return True
 
     def prune(
-        self, work: Work, target: Path, report: Report, visit: Callable[[Visited], None]
+        self,
+        work: Work,
+        target: Path,
+        report: Report,
+        *,
+        losses: Callable[[Visited], Any],
+        thin: Callable[[Visited, float], None],
     ) -> Outcome:
-        """Load, have every layer visited with its inputs, and save."""
+        """Load, have every layer thinned when the text arrives there, and save.
+
+        Args:
+            work: What is pruned.
+            target: Where the result goes.
+            report: Hears of it.
+            losses: What each weight of a layer is missed by, as ``layer_amounts`` wants it; asked
+                for only when the share of each layer is to be found.
+            thin: Zeroes a share of a layer's weights.
+        """
         from optimizers.torch_models import load_module, save_module
 
         windows = work.calibration(report)
         module = load_module(work.folder)
         self.check_widths(module)
+        amounts: dict[str, float] = {}
+        if self.scope == "global":
+            report(0.1, "comparing layers")
+            amounts = layer_amounts(module, windows, losses, self.amount)
         total = len(block_layers(module))
         done = 0
 
         def counted(layer: Visited) -> None:
             nonlocal done
-            visit(layer)
+            thin(layer, amounts.get(layer.name, self.amount))
             done += 1
-            report(0.1 + 0.7 * done / total, f"pruning {layer.name}")
+            report(0.2 + 0.6 * done / total, f"pruning {layer.name}")
 
         visit_layers(module, windows, counted)
         zeros = sum(int((weight == 0).sum()) for _, weight in block_weights(module))
         report(0.8, "writing")
         save_module(module.to(module.config.dtype), work.folder, target)
-        return Outcome(parameters=int(module.num_parameters()), zeros=zeros)
+        notes = (
+            (f"layers lost between {min(amounts.values()):.2f} and {max(amounts.values()):.2f}",)
+            if amounts
+            else ()
+        )
+        return Outcome(parameters=int(module.num_parameters()), zeros=zeros, notes=notes)

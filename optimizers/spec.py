@@ -1,8 +1,8 @@
 """From what a config says about a chain to stages, with every mistake found at once.
 
-Owns the paths in error messages, the nearest valid names and the order rules, which read each
-stage's own rank and group. Knows nothing of where models come from, of how stages work, or of any
-one stage.
+Owns the paths in error messages, the nearest valid names, and the order rules and warnings, which
+read what each stage says of its own place. Knows nothing of where models come from, of how stages
+work, or of any one stage.
 """
 
 from __future__ import annotations
@@ -56,6 +56,22 @@ def parse_chain(path: str, items: Sequence[Any]) -> Chain:
     if not errors:
         errors += _order_errors(path, stages)
     return Chain(tuple(stages), tuple(errors))
+
+
+def chain_warnings(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """What a chain in order still lacks: stages that would mend what others cost."""
+    methods = {(entry.name, entry.method) for entry in TABLE}
+    found = []
+    for index, stage in enumerate(stages):
+        mended_by = stage.mended_by
+        later = [(other.name, other.label()) for other in stages[index + 1 :]]
+        if mended_by in methods and mended_by not in later:
+            name, label = mended_by
+            found.append(
+                f"{_label(stage)} is not followed by {name} ({label}), which wins back much of "
+                "what it costs."
+            )
+    return tuple(dict.fromkeys(found))
 
 
 def nearest(word: str, choices: Sequence[str]) -> str | None:

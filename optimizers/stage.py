@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimizers.distillation.texts import TrainingText
+FLOAT_BYTES = 4  # of a weight in float32, the form that stages work in
 
 Report = Callable[[float, str], None]
 """Hears how far a stage is, 0..1, and what it is doing."""
@@ -108,6 +109,8 @@ class Stage(Frozen):
     """A chain holds at most one stage of a group; None where it may hold several of this stage."""
     trains: ClassVar[bool] = False
     """Whether it is given a ``Training``."""
+    mended_by: ClassVar[tuple[str, str] | None] = None
+    """Name and label of a stage that should follow, since this one costs much without it."""
     keeps_result: ClassVar[bool] = True
     """False when there are no files to keep, since the result is another source."""
 
@@ -144,6 +147,17 @@ class Stage(Frozen):
     def problem(self) -> tuple[str, str, str] | None:
         """Check fields against each other: (field, message, remedy) when they do not agree."""
         return None
+
+    def memory(self, parameters: int) -> int:
+        """Bytes that ``apply`` holds at its peak, beside the process itself.
+
+        Asked before anything is loaded. Here a float32 copy of all weights, and a second one for
+        what is made or written; a stage that holds more says so.
+
+        Args:
+            parameters: Of the model that the chain begins with.
+        """
+        return 2 * FLOAT_BYTES * parameters
 
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Write the result into the empty folder ``target``; heavy imports belong in here.

@@ -7,6 +7,7 @@ tensors are for.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,19 @@ def check_weights_file(path: Path) -> None:
         raise SourceError(
             f"The weights file {path} {problem}.", path="model", remedy="Fetch the model again."
         )
+
+
+def count_parameters(path: Path) -> int:
+    """How many numbers the tensors of a checked file hold.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_PREFIX), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _problem(path: Path) -> str | None:

@@ -20,11 +20,11 @@ from pathlib import Path
 import grpc
 import structlog
 
+from artifacts import machine
 from artifacts.host_figures import HostFigures, read_figures
 from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.runtime import Threads, share_threads
 from artifacts.store import Store
-from server import machine
 from server.catalog import VariantState, VariantView
 from server.comparison.machine import this_machine
 from server.core import Core

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from artifacts import machine
 from artifacts.store import Store
-from server import machine
 from server.lifecycle import Lifecycle
 from server.progress import ProgressBars
 from server.variants import Variants

@@ -35,6 +35,7 @@ TABLE = (
     Entry("distill", "student", "student:Student"),
     Entry("distill", "recover", "recover:Recover"),
     Entry("restructure", "depth", "depth:RestructureDepth"),
+    Entry("restructure", "width", "width:RestructureWidth"),
     Entry("prune", "magnitude", "magnitude:PruneMagnitude", default=True),
     Entry("prune", "wanda", "wanda:PruneWanda"),
     Entry("prune", "sparsegpt", "sparsegpt:PruneSparseGpt"),

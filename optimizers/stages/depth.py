@@ -27,6 +27,7 @@ class RestructureDepth(Stage):
     form: ClassVar[Literal["torch", "onnx"]] = "torch"
     rank: ClassVar[int] = 5
     reason: ClassVar[str] = "what is left out must not have been worked on before"
+    mended_by: ClassVar[tuple[str, str] | None] = ("distill", "recover")
 
     method: Annotated[
         Literal["depth"], Field(description="depth: whole layers of the decoder are left out.")

@@ -27,20 +27,6 @@ class PruneMagnitude(Pruning):
     method: Annotated[
         Literal["magnitude"], Field(description="magnitude: weights nearest to zero go first.")
     ] = "magnitude"
-    scope: Annotated[
-        Literal["layer", "global"],
-        Field(
-            description="layer: this share of every layer; global: of all layers together, so "
-            "that layers with small weights lose more."
-        ),
-    ] = "layer"
-
-    def problem(self) -> tuple[str, str, str] | None:
-        """A pattern within every four weights leaves nothing to choose between layers."""
-        if self.pattern == "2:4" and self.scope == "global":
-            message = "Two of every four weights are chosen within each four, not globally."
-            return "scope", message, "Leave scope out."
-        return super().problem()
 
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Zero the weights and save the model; embeddings, norms and lm_head are left alone."""

@@ -7,7 +7,7 @@ through the layers pruned before. Knows nothing of how the text flows.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,7 +32,11 @@ class PruneSparseGpt(CalibratedPruning):
 
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Zero and correct layer by layer; embeddings, norms and lm_head are left alone."""
-        return self.prune(work, target, report, self._visit)
+        return self.prune(work, target, report, losses=_losses, thin=self._thin)
 
-    def _visit(self, layer: Visited) -> None:
-        obs.prune(layer.weight, obs.hessian(layer.inputs), amount=self.amount, pattern=self.pattern)
+    def _thin(self, layer: Visited, amount: float) -> None:
+        obs.prune(layer.weight, obs.hessian(layer.inputs), amount=amount, pattern=self.pattern)
+
+
+def _losses(layer: Visited) -> Any:
+    return obs.losses(layer.weight, obs.hessian(layer.inputs))

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from optimizers.errors import SourceError, StageError
+from optimizers.siblings import suggestion
 from optimizers.sources import DEMO, local_folder
 from optimizers.stage import Outcome, Report, Stage, Work
 
@@ -81,7 +82,8 @@ class Substitute(Stage):
             raise StageError(
                 f"{other.model.id} cannot stand in for {work.original.model.id}: {difference}.",
                 path="substitute",
-                remedy="Name a model with the same tokenizer; a small one of the same family is.",
+                remedy=suggestion(work.original.model.id)
+                or "Name a model with the same tokenizer; a small one of the same family is.",
             )
         return Outcome(
             notes=(f"continues with {other.model.id} at {other.model.revision}",), source=other

@@ -31,14 +31,19 @@ class PruneWanda(CalibratedPruning):
 
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Zero weights layer by layer; embeddings, norms and lm_head are left alone."""
-        return self.prune(work, target, report, self._visit)
+        return self.prune(work, target, report, losses=_losses, thin=self._thin)
 
-    def _visit(self, layer: Visited) -> None:
+    def _thin(self, layer: Visited, amount: float) -> None:
         scores = score(layer.weight, layer.inputs)
         if self.pattern == "2:4":
             layer.weight.masked_fill_(two_of_four(scores), 0)
         else:
-            layer.weight.masked_fill_(lowest_of_each_output(scores, self.amount), 0)
+            layer.weight.masked_fill_(lowest_of_each_output(scores, amount), 0)
+
+
+def _losses(layer: Visited) -> Any:
+    """The squared error that a weight's absence makes, were inputs independent of each other."""
+    return score(layer.weight, layer.inputs).square()
 
 
 def score(weight: Any, inputs: Any) -> Any:

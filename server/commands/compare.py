@@ -77,7 +77,8 @@ async def _compare(
     rounds: int | None,
     quick: bool,
 ) -> tuple[Report, Config]:
-    from server import logs, machine
+    from artifacts import machine
+    from server import logs
     from server.building import build_variants
     from server.comparison.comparison import QUICK_ROUNDS, ROUNDS, ComparisonRun
     from server.comparison.remeasuring import measured

@@ -86,7 +86,7 @@ async def _search(source: str, read: Callable[[], Config], out: Path) -> ExitCod
 
 
 async def _run(prepared: Prepared, name: str) -> Outcome:
-    from server import machine
+    from artifacts import machine
     from server.optimizer import ChildOptimizer
     from server.search.campaign import Campaign
     from server.search.display import Display

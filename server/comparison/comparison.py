@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from artifacts import machine as resources
 from artifacts.host_figures import Figure, HostFigures, write_figures
 from artifacts.layout import Layout
 from artifacts.manifest import Quality
-from server import machine as resources
 from server.catalog import VariantView
 from server.comparison import report_html, report_json, report_markdown
 from server.comparison.divergence import DivergenceSettings

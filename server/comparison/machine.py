@@ -15,7 +15,7 @@ from typing import Any
 
 from artifacts.host_figures import Host
 from artifacts.isa import isa_class
-from server.machine import usable_cores
+from artifacts.machine import usable_cores
 
 _LIBRARIES = ("onnxruntime", "numpy", "grpcio", "protobuf", "mobius-onnx", "torch", "transformers")
 _ISA_FLAGS = frozenset(

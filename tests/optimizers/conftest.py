@@ -11,11 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from artifacts.layout import Layout
 from artifacts.manifest import Manifest
 from artifacts.protocol import BuildEvent, PlannedVariant, PlanResponse, build_event
 from artifacts.store import Store
+from optimizers.sources import fetch
+from optimizers.spec import parse_chain
+from optimizers.stage import Outcome, Work
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -98,6 +104,50 @@ class BuiltVariants:
         artifact = self.store.find(self.plan.variants[variant].recipe)
         assert artifact is not None
         return self.store.manifest(artifact)
+
+
+def windows(count: int = 16, length: int = 24) -> tuple[NDArray[np.int64], ...]:
+    """Give a text to calibrate on: random bytes, the same whenever asked."""
+    return tuple(np.random.default_rng(7).integers(0, 256, (count, length)))
+
+
+def apply_stage(folder: Path, target: Path, item: Mapping[str, Any]) -> tuple[Outcome, Any]:
+    """Apply one stage of the torch form to a folder, as a build would.
+
+    Args:
+        folder: A Hugging Face folder.
+        target: Where the result goes; made here.
+        item: The stage as a chain has it.
+
+    Returns:
+        What the stage said, and the module that it wrote.
+    """
+    from optimizers.torch_models import load_module
+
+    target.mkdir()
+    layout = Layout(target / "no-store")
+    source = fetch(str(folder), None, layout=layout, offline=True, report=lambda *_: None)
+
+    def nobody(*_: object) -> Any:
+        pytest.fail("the stage needs no other model")
+
+    chain = parse_chain("chain", [item])
+    assert not chain.errors, chain.errors
+    (stage,) = chain.stages
+
+    def calibration(_: object) -> Any:
+        return windows() if stage.calibrates else pytest.fail("the stage reads no text")
+
+    outcome = stage.apply(Work(folder, None, source, nobody, calibration), target, lambda *_: None)
+    return outcome, load_module(target)
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a random GPT-2, whose linear layers are Conv1D and transposed."""
+    from benchmarks import zoo
+
+    return zoo.write_model(tmp_path_factory.mktemp("models") / "tiny-gpt2", "gpt2")
 
 
 VARIANTS: dict[str, Any] = {

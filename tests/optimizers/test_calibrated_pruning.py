@@ -9,44 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts.layout import Layout
 from optimizers.errors import StageError
 from optimizers.flow import Visited, visit_layers
 from optimizers.linear_layers import block_layers, block_weights
-from optimizers.sources import fetch
 from optimizers.spec import parse_chain
-from optimizers.stage import Outcome, Work
-from optimizers.stages.sparsegpt import PruneSparseGpt
-from optimizers.stages.wanda import PruneWanda
+from optimizers.stage import Outcome
 from optimizers.torch_models import load_module
+from tests.optimizers.conftest import apply_stage, windows
 
-STAGES = {"wanda": PruneWanda, "sparsegpt": PruneSparseGpt}
-
-
-def _windows(count: int = 16, length: int = 24) -> tuple[np.ndarray, ...]:
-    return tuple(np.random.default_rng(7).integers(0, 256, (count, length)))
+METHODS = ["wanda", "sparsegpt"]
 
 
 def _prune(folder: Path, target: Path, method: str, **fields: Any) -> tuple[Outcome, Any]:
-    target.mkdir()
-    layout = Layout(target / "no-store")
-    source = fetch(str(folder), None, layout=layout, offline=True, report=lambda *_: None)
-
-    def nobody(*_: object) -> Any:
-        pytest.fail("pruning needs no other model")
-
-    stage = STAGES[method].model_validate({"method": method, **fields})
-    work = Work(folder, None, source, nobody, lambda _: _windows())
-    outcome = stage.apply(work, target, lambda *_: None)
-    return outcome, load_module(target)
-
-
-@pytest.fixture(scope="module")
-def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a random GPT-2, whose linear layers are transposed."""
-    from benchmarks import zoo
-
-    return zoo.write_model(tmp_path_factory.mktemp("models") / "tiny-gpt2", "gpt2")
+    return apply_stage(folder, target, {"prune": {"method": method, **fields}})
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -58,14 +33,14 @@ def test_every_layer_is_visited_with_what_flows_into_it(folder: Path) -> None:
     """Inputs are those of a plain pass, as long as nobody changes a weight."""
     module = load_module(folder)
     seen: dict[str, Visited] = {}
-    visit_layers(module, _windows(), lambda layer: seen.update({layer.name: layer}))
+    visit_layers(module, windows(), lambda layer: seen.update({layer.name: layer}))
     assert seen
     assert set(seen) == {name for name, _ in block_layers(module)}
     for name, layer in block_layers(module):
         given: list[torch.Tensor] = []
         handle = layer.register_forward_hook(lambda _, inputs, __, to=given: to.append(inputs[0]))
         with torch.no_grad():
-            module(input_ids=torch.from_numpy(np.stack(_windows())))
+            module(input_ids=torch.from_numpy(np.stack(windows())))
         handle.remove()
         expected = given[0].reshape(-1, given[0].shape[-1])
         torch.testing.assert_close(seen[name].inputs, expected)
@@ -86,7 +61,7 @@ def test_later_layers_see_what_was_changed(folder: Path) -> None:
         if layer.name == first:
             silent.append(bool((layer.inputs == layer.inputs[0]).all()))
 
-    visit_layers(module, _windows(), visit)
+    visit_layers(module, windows(), visit)
     assert silent == [True]  # zeros, or the activation of a bias alone
 
 
@@ -97,7 +72,7 @@ def test_wanda_zeroes_by_size_times_norm(folder: Path, tmp_path: Path, pattern: 
     original = load_module(folder)
     inputs: dict[str, np.ndarray] = {}
     # The pruned module's own activations are those that each layer was judged on.
-    visit_layers(module, _windows(), lambda x: inputs.update({x.name: x.inputs.numpy().copy()}))
+    visit_layers(module, windows(), lambda x: inputs.update({x.name: x.inputs.numpy().copy()}))
     before = dict(block_layers(original))
     zeros = 0
     for name, layer in block_layers(module):
@@ -123,16 +98,54 @@ def test_sparsegpt_keeps_outputs_nearer_than_wanda(
     folder: Path, tmp_path: Path, pattern: str
 ) -> None:
     """On the text it was calibrated on, logits change less; the share of zeros is the same."""
-    ids = torch.from_numpy(np.stack(_windows()))
+    ids = torch.from_numpy(np.stack(windows()))
     with torch.no_grad():
         whole = load_module(folder)(input_ids=ids).logits
         errors = {}
-        for method in STAGES:
+        for method in METHODS:
             outcome, module = _prune(folder, tmp_path / method, method, amount=0.5, pattern=pattern)
             errors[method] = float(((module(input_ids=ids).logits - whole) ** 2).mean())
             total = sum(weight.numel() for _, weight in block_weights(module))
             assert outcome.zeros == pytest.approx(total / 2, rel=0.01)
     assert errors["sparsegpt"] < errors["wanda"]
+
+
+def test_globally_layers_lose_by_what_they_are_missed_by(folder: Path, tmp_path: Path) -> None:
+    """Wanda's scores in parts of each layer's root mean square, sorted over all layers at once.
+
+    Each layer then loses the share of its weights that is among the lowest.
+    """
+    original = load_module(folder)
+    scores: dict[str, np.ndarray] = {}
+
+    def visit(layer: Visited) -> None:
+        norms = np.linalg.norm(layer.inputs.double().numpy(), axis=0)
+        found = np.abs(layer.weight.double().numpy()) * norms
+        scores[layer.name] = found / np.sqrt((found**2).mean())
+
+    visit_layers(original, windows(), visit)
+    together = np.sort(np.concatenate([found.ravel() for found in scores.values()]))
+    threshold = together[round(0.4 * together.size) - 1]
+    outcome, module = _prune(folder, tmp_path / "out", "wanda", amount=0.4, scope="global")
+    shares = []
+    for name, layer in block_layers(module):
+        wanted = (scores[name] <= threshold * (1 + 1e-6)).mean()
+        shares.append(float((layer.weight == 0).float().mean()))
+        # Within a layer every output loses the same number, so that there is some rounding.
+        assert shares[-1] == pytest.approx(wanted, abs=0.5 / scores[name].shape[1] + 1e-3)
+    assert max(shares) - min(shares) > 0.02, "all layers lose the same: nothing was compared"
+    assert outcome.zeros == pytest.approx(0.4 * together.size, rel=0.02)
+    assert "layers lost between" in outcome.notes[0]
+
+
+def test_globally_sparsegpt_comes_to_the_same_share(folder: Path, tmp_path: Path) -> None:
+    """Every layer by its own, together as asked for."""
+    outcome, module = _prune(folder, tmp_path / "out", "sparsegpt", amount=0.4, scope="global")
+    weights = block_weights(module)
+    shares = [float((weight == 0).float().mean()) for _, weight in weights]
+    assert max(shares) - min(shares) > 0.02
+    total = sum(weight.numel() for _, weight in weights)
+    assert outcome.zeros == pytest.approx(0.4 * total, rel=0.02)
 
 
 def test_a_width_that_four_does_not_divide_is_refused(tmp_path: Path) -> None:
@@ -156,7 +169,8 @@ def test_a_width_that_four_does_not_divide_is_refused(tmp_path: Path) -> None:
         ({"method": "magnitude", "pattern": "2:4", "scope": "global"}, "scope"),
         ({"method": "sparsegpt"}, "amount"),
         ({"method": "wanda", "amount": 0.5, "pattern": "4:8"}, "pattern"),
-        ({"method": "wanda", "amount": 0.5, "scope": "global"}, "scope"),
+        ({"method": "wanda", "pattern": "2:4", "scope": "global"}, "scope"),
+        ({"method": "wanda", "amount": 0.5, "scope": "row"}, "scope"),
     ],
 )
 def test_fields_that_do_not_agree_are_refused(fields: dict[str, Any], field: str) -> None:

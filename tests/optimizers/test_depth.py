@@ -9,22 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts.layout import Layout
 from benchmarks import zoo
 from optimizers.blocks import block_influences, decoder_blocks, drop_blocks
 from optimizers.errors import StageError
 from optimizers.layer_trials import Trials
-from optimizers.sources import fetch
 from optimizers.spec import parse_chain
-from optimizers.stage import Outcome, Work
+from optimizers.stage import Outcome
 from optimizers.torch_models import load_module
+from tests.optimizers.conftest import apply_stage, windows
 
 LAYERS = 5
 MODELS = ["llama", "gpt2", "qwen3", "gemma3"]
-
-
-def _windows(count: int = 16, length: int = 24) -> tuple[np.ndarray, ...]:
-    return tuple(np.random.default_rng(7).integers(0, 256, (count, length)))
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +38,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _apply(folder: Path, target: Path, **fields: Any) -> tuple[Outcome, Any]:
-    target.mkdir()
-    layout = Layout(target / "no-store")
-    source = fetch(str(folder), None, layout=layout, offline=True, report=lambda *_: None)
-
-    def nobody(*_: object) -> Any:
-        pytest.fail("leaving out layers needs no other model")
-
-    (stage,) = parse_chain("chain", [{"restructure": {"method": "depth", **fields}}]).stages
-    outcome = stage.apply(
-        Work(folder, None, source, nobody, lambda _: _windows()), target, lambda *_: None
-    )
-    return outcome, load_module(target)
+    return apply_stage(folder, target, {"restructure": {"method": "depth", **fields}})
 
 
 def _logits(module: Any) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = module(input_ids=torch.from_numpy(np.stack(_windows()))).logits
+        logits: torch.Tensor = module(input_ids=torch.from_numpy(np.stack(windows()))).logits
     return logits
 
 
@@ -95,9 +79,9 @@ def test_influence_is_one_minus_the_mean_cosine(name: str, folders: dict[str, Pa
     module = load_module(folders[name])
     with torch.no_grad():
         states = module(
-            input_ids=torch.from_numpy(np.stack(_windows())), output_hidden_states=True
+            input_ids=torch.from_numpy(np.stack(windows())), output_hidden_states=True
         ).hidden_states
-    found = block_influences(module, _windows())
+    found = block_influences(module, windows())
     assert len(found) == LAYERS
     # The last of the states is behind the final norm, so the last layer is left out here.
     for index in range(LAYERS - 1):
@@ -108,7 +92,7 @@ def test_influence_is_one_minus_the_mean_cosine(name: str, folders: dict[str, Pa
 
 def test_the_least_influential_layers_go(folders: dict[str, Path], tmp_path: Path) -> None:
     """As many as asked for."""
-    influences = block_influences(load_module(folders["llama"]), _windows())
+    influences = block_influences(load_module(folders["llama"]), windows())
     wanted = sorted(np.argsort(influences)[:2].tolist())
     outcome, _ = _apply(folders["llama"], tmp_path / "out", drop=2)
     assert f"layers {wanted[0]}, {wanted[1]} of" in outcome.notes[0]
@@ -135,7 +119,7 @@ def test_kl_removes_the_least_missed_and_looks_again(
 
 def test_trials_leave_the_module_as_it_was(folders: dict[str, Path]) -> None:
     """Nothing skipped diverges by nothing, before and after."""
-    trials = Trials(load_module(folders["llama"]), _windows())
+    trials = Trials(load_module(folders["llama"]), windows())
     assert trials.divergence(()) == 0.0
     assert trials.divergence({2}) > 0.0
     assert trials.divergence(()) == 0.0

@@ -7,34 +7,14 @@ from typing import Any
 
 import pytest
 
-from artifacts.layout import Layout
 from optimizers.linear_layers import block_layers, block_weights, is_transposed
-from optimizers.sources import Source, fetch
-from optimizers.stage import Outcome, Work
-from optimizers.stages.magnitude import PruneMagnitude
+from optimizers.stage import Outcome
 from optimizers.torch_models import load_module
+from tests.optimizers.conftest import apply_stage
 
 
 def _prune(folder: Path, target: Path, **fields: Any) -> tuple[Outcome, Any]:
-    """Prune a folder; gives what was said and the module that was written."""
-    target.mkdir()
-    layout = Layout(target / "no-store")
-    source = fetch(str(folder), None, layout=layout, offline=True, report=lambda *_: None)
-
-    def nobody(*_: object) -> Source:
-        pytest.fail("pruning needs no other model")
-
-    stage = PruneMagnitude.model_validate(fields)
-    outcome = stage.apply(Work(folder, None, source, nobody, nobody), target, lambda *_: None)
-    return outcome, load_module(target)
-
-
-@pytest.fixture(scope="module")
-def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a random GPT-2, whose linear layers are Conv1D and transposed."""
-    from benchmarks import zoo
-
-    return zoo.write_model(tmp_path_factory.mktemp("models") / "tiny-gpt2", "gpt2")
+    return apply_stage(folder, target, {"prune": fields})
 
 
 def test_every_layer_loses_its_share(tiny_llama_folder: Path, tmp_path: Path) -> None:

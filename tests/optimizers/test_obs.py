@@ -54,6 +54,8 @@ def test_the_weight_whose_loss_costs_least_goes() -> None:
         pruned = weight.clone()
         obs.prune(pruned, obs.hessian(inputs), amount=0.1, pattern="unstructured")
         assert torch.nonzero(pruned[0] == 0).flatten().tolist() == [int(np.argmin(costs))]
+        losses = obs.losses(weight, obs.hessian(inputs))
+        np.testing.assert_allclose(losses[0].numpy(), costs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
@@ -80,6 +82,8 @@ def test_inputs_that_are_always_zero_lose_their_weights() -> None:
     """Nothing is known of them, and nothing depends on them."""
     weight, inputs = _layer(4, 16, 100, seed=5)
     inputs[:, [2, 9]] = 0.0
+    silent = obs.losses(weight, obs.hessian(inputs)) == 0
+    assert silent.any(dim=0).nonzero().flatten().tolist() == [2, 9]
     obs.prune(weight, obs.hessian(inputs), amount=0.25, pattern="unstructured")
     assert (weight[:, [2, 9]] == 0).all()
     assert torch.isfinite(weight).all()

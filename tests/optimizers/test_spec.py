@@ -10,8 +10,9 @@ import pytest
 
 from artifacts.protocol import Built
 from artifacts.store import Store
+from optimizers import spec
 from optimizers.recipe import export_key, recipe_digest, source_key, stage_key
-from optimizers.spec import parse_variant
+from optimizers.spec import chain_warnings, parse_variant
 from optimizers.stages import TABLE
 from tests.optimizers.conftest import ENVIRONMENT, Child
 
@@ -134,6 +135,40 @@ def test_the_order_is_the_stages_own_whatever_their_names(
     else:
         (error,) = found
         assert message in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("chain", "warned"),
+    [
+        (["depth", "width"], ["restructure (depth)", "restructure (width)"]),
+        (["depth", "depth", "quantize"], ["restructure (depth)"]),
+        (["width", "recover"], []),
+        (["width", "recover", "depth"], ["restructure (depth)"]),
+        (["prune", "quantize"], []),
+    ],
+)
+def test_what_nothing_mends_is_warned_of(chain: list[str], warned: list[str]) -> None:
+    """Each stage says what should follow it; a warning is no error."""
+    items = {
+        "depth": {"restructure": {"method": "depth", "drop": 1}},
+        "width": {"restructure": {"method": "width", "ffn": 0.5}},
+        "recover": {"distill": {"method": "recover"}},
+        "prune": {"prune": {"amount": 0.1}},
+        "quantize": {"quantize": {"method": "dynamic"}},
+    }
+    parsed = parse_variant("v", [items[word] for word in chain])
+    assert not parsed.errors
+    found = chain_warnings(parsed.stages)
+    assert [text.partition(" is not")[0] for text in found] == warned
+    assert all("distill (recover)" in text for text in found)
+
+
+def test_nothing_is_recommended_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that is not in the table cannot mend anything."""
+    others = tuple(entry for entry in TABLE if entry.method != "recover")
+    monkeypatch.setattr(spec, "TABLE", others)
+    chain = [{"restructure": {"method": "depth", "drop": 1}}]
+    assert chain_warnings(parse_variant("v", chain).stages) == ()
 
 
 SOFTEN = """

@@ -1,6 +1,7 @@
 """What this machine lets the process use: memory and processor cores, cgroup limits included.
 
-Reads Linux's ``/proc`` and ``/sys`` below a root that is an argument. Knows nothing of models.
+Reads Linux's ``/proc`` and ``/sys`` below a root that is an argument. Server and optimizer both
+size their work by it. Knows nothing of models.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server import machine
+from artifacts import machine
 
 GIB = 1 << 30
 
