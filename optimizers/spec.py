@@ -60,13 +60,11 @@ def parse_chain(path: str, items: Sequence[Any]) -> Chain:
 
 def chain_warnings(stages: Sequence[Stage]) -> tuple[str, ...]:
     """What a chain in order still lacks: stages that would mend what others cost."""
-    methods = {(entry.name, entry.method) for entry in TABLE}
     found = []
     for index, stage in enumerate(stages):
-        mended_by = stage.mended_by
         later = [(other.name, other.label()) for other in stages[index + 1 :]]
-        if mended_by in methods and mended_by not in later:
-            name, label = mended_by
+        if stage.mended_by is not None and stage.mended_by not in later:
+            name, label = stage.mended_by
             found.append(
                 f"{_label(stage)} is not followed by {name} ({label}), which wins back much of "
                 "what it costs."

@@ -10,7 +10,6 @@ import pytest
 
 from artifacts.protocol import Built
 from artifacts.store import Store
-from optimizers import spec
 from optimizers.recipe import export_key, recipe_digest, source_key, stage_key
 from optimizers.spec import chain_warnings, parse_variant
 from optimizers.stages import TABLE
@@ -161,14 +160,6 @@ def test_what_nothing_mends_is_warned_of(chain: list[str], warned: list[str]) ->
     found = chain_warnings(parsed.stages)
     assert [text.partition(" is not")[0] for text in found] == warned
     assert all("distill (recover)" in text for text in found)
-
-
-def test_nothing_is_recommended_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage that is not in the table cannot mend anything."""
-    others = tuple(entry for entry in TABLE if entry.method != "recover")
-    monkeypatch.setattr(spec, "TABLE", others)
-    chain = [{"restructure": {"method": "depth", "drop": 1}}]
-    assert chain_warnings(parse_variant("v", chain).stages) == ()
 
 
 SOFTEN = """
