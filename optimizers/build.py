@@ -235,7 +235,15 @@ class Build:
         return self._steps.run(key, make, keep=stage.keeps_result)
 
     def _measure(self, result: Result, judge: Callable[[Report], Quality]) -> None:
-        """End a step with its figures, unless the request puts measuring off."""
+        """End a step with its figures, unless the request puts measuring off.
+
+        What zeros save on a disk is told of the finished artifact alone.
+        """
+        if result.record.zeros and self._steps.is_last:
+            self._steps.report(1.0, "packing, to tell what zeros save on a disk")
+            packed = compressed_bytes(result.folder / WEIGHTS)
+            record = result.record.model_copy(update={"compressed_bytes": packed})
+            result = replace(result, record=record)
         quality = judge(self._steps.report) if self._request.measure else None
         self._steps.measured(result, quality)
 
@@ -252,12 +260,7 @@ class Build:
         """Put the artifact into the store; its manifest comes last."""
         from optimizers.kernel_audit import audit
 
-        report = self._steps.begin(reused=False)
-        lineage = list(self._steps.lineage)
-        if lineage[-1].zeros:
-            report(0.0, "packing, to tell what zeros save on a disk")
-            packed = compressed_bytes(graph.folder / WEIGHTS)
-            lineage[-1] = lineage[-1].model_copy(update={"compressed_bytes": packed})
+        self._steps.begin(reused=False)
         files = add_files(
             self._store,
             onnx_folder=graph.folder,
@@ -273,7 +276,7 @@ class Build:
                 generation=generation_defaults(original.folder),
                 files=files,
                 export=graph.export,
-                lineage=tuple(lineage),
+                lineage=tuple(self._steps.lineage),
                 libraries=libraries(),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 audit=audit(graph.folder, graph.spec),

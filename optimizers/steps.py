@@ -35,6 +35,11 @@ class Steps:
         )
         return self.report
 
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is left but to publish what the step that began last made."""
+        return self._begun == len(self._names) - 1
+
     def report(self, fraction: float, message: str) -> None:
         """Tell how far the step is that began last."""
         self._events.progress(self._names[self._begun - 1], fraction, message)
