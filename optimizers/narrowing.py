@@ -56,9 +56,10 @@ def narrowed_config(config: Any, widths: Widths) -> Any:
         "hidden_size": widths.hidden,
         "num_attention_heads": widths.heads,
         "num_key_value_heads": widths.kv_groups,
-        "word_embed_proj_dim": widths.hidden,
         **dict.fromkeys(_FFN_FIELDS, widths.ffn),
     }
+    if getattr(config, "word_embed_proj_dim", None) == config.hidden_size:
+        fields["word_embed_proj_dim"] = widths.hidden
     changes = {key: value for key, value in fields.items() if hasattr(config, key)}
     if hasattr(config, "head_dim") or widths.hidden != widths.heads * widths.head_dim:
         changes["head_dim"] = widths.head_dim

@@ -102,7 +102,8 @@ def _readers(module: Any, axes: Axes) -> list[tuple[Any, Axis]]:
         place = 0 if is_transposed(layer.layer) else 1
         found.append((layer.layer, axes[f"{layer.name}.weight"][place]))
     head = module.get_output_embeddings()
-    found.append((head, axes[f"{_name_of(module, head)}.weight"][1]))
+    _, read = axes.get(f"{_name_of(module, head)}.weight", (None, None))
+    found.append((head, read))
     return [(layer, axis) for layer, axis in found if axis is not None]
 
 

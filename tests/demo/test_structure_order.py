@@ -20,7 +20,7 @@ from optimizers.tokenizer_files import load_tokenizer
 from optimizers.torch_models import load_module
 from optimizers.unit_scores import activations
 
-WINDOW, DOCUMENTS = 128, 16
+WINDOW, DOCUMENTS = 128, 8
 DRAWS = 8
 LAYERS, DROPPED = 6, 2
 FFN = 640

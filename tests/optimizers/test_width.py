@@ -291,6 +291,15 @@ def test_what_an_architecture_does_not_allow_is_refused_by_name(
     assert refused.value.remedy
 
 
+def test_embeddings_of_another_width_stay_as_they_are(tmp_path: Path) -> None:
+    """An OPT may project them to its hidden size, which then cannot be another."""
+    folder = zoo.write_model(tmp_path / "model", "opt", word_embed_proj_dim=32)
+    _, module = _apply(folder, tmp_path / "one", ffn=64)
+    assert module.config.word_embed_proj_dim == 32
+    with pytest.raises(StageError, match="project_"):
+        _apply(folder, tmp_path / "two", kv_groups=3, hidden=48)
+
+
 def test_a_parameter_that_was_forgotten_is_found(folder_of: Callable[[str], Path]) -> None:
     """What is left as wide as it was, transformers would not load: the twin of a wrong table."""
     module = load_module(folder_of("qwen2"))
