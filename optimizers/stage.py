@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimizers.distillation.texts import TrainingText
+
 FLOAT_BYTES = 4  # of a weight in float32, the form that stages work in
 
 Report = Callable[[float, str], None]

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from artifacts.errors import BugError
 from optimizers.calibration import WINDOW
-from optimizers.stage import Outcome, Report, Stage, Work
+from optimizers.stage import FLOAT_BYTES, Outcome, Report, Stage, Work
 
 
 class Distilling(Stage):
@@ -99,6 +99,11 @@ class Distilling(Stage):
     def calibrates(self) -> bool:
         """Always: it depends on the calibration text, and on the original, which its key names."""
         return True
+
+    def memory(self, parameters: int) -> int:
+        """The teacher, and a student of half its size, with gradients and moments if all train."""
+        of_student = 1 if self.weights == "lora" else 4
+        return FLOAT_BYTES * (parameters + of_student * parameters // 2)
 
     def distil(self, make: Callable[[], Any], work: Work, target: Path, report: Report) -> Outcome:
         """Train what ``make`` gives, and write it, or what it was before if that is better.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.protocol import BuildFailed, Built, StageBegun
+from artifacts.protocol import BuildFailed, Built, StageBegun, build_event
 from benchmarks import zoo
 from optimizers.errors import MemoryLimitError
 from optimizers.memory import check_memory, estimated_bytes
@@ -89,22 +89,20 @@ machine.available_memory_bytes = lambda root=ROOT: real(ROOT)
 """
 
 
-@pytest.mark.parametrize(("available", "fits"), [(100 * MIB, False), (64 << 30, True)])
+def _planted(folder: Path, available: int) -> Child:
+    _machine(folder / "machine", available)
+    (folder / "sitecustomize.py").write_text(PLANT, encoding="utf-8")
+    path = os.pathsep.join([str(folder), ENVIRONMENT["PYTHONPATH"]])
+    return Child(folder / "store", environment={**ENVIRONMENT, "PYTHONPATH": path})
+
+
 def test_a_build_is_refused_before_its_first_heavy_step(
-    tiny_llama_folder: Path, evaluation: Path, tmp_path: Path, available: int, *, fits: bool
+    tiny_llama_folder: Path, tmp_path: Path
 ) -> None:
-    """By the program as it is, on a machine with less; with more, the same build ends well."""
-    _machine(tmp_path / "machine", available)
-    (tmp_path / "sitecustomize.py").write_text(PLANT, encoding="utf-8")
-    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
-    child = Child(tmp_path / "store", environment={**ENVIRONMENT, "PYTHONPATH": path})
-    model = str(tiny_llama_folder)
-    planned = child.plan(model, {"v": CHAIN}).variants["v"]
-    events = child.build(model, planned, evaluation={"text": str(evaluation)})
+    """By the program as it is, on a machine with less."""
+    child, model = _planted(tmp_path, 100 * MIB), str(tiny_llama_folder)
+    events = child.build(model, child.plan(model, {"v": CHAIN}).variants["v"])
     begun = [event.stage for event in events if isinstance(event, StageBegun)]
-    if fits:
-        assert isinstance(events[-1], Built)
-        return
     assert isinstance(events[-1], BuildFailed)
     assert events[-1].code == "out_of_memory"
     assert events[-1].path == "model"
@@ -113,17 +111,20 @@ def test_a_build_is_refused_before_its_first_heavy_step(
 
 
 def test_an_estimate_is_no_more_than_twice_what_a_build_takes(
-    tiny_llama_folder: Path, evaluation: Path, child: Child
+    tiny_llama_folder: Path, evaluation: Path, tmp_path: Path
 ) -> None:
-    """And no less than a third of it: both would make it useless."""
-    model = str(tiny_llama_folder)
+    """And no less than a third of it: both would make it useless. With enough, the build runs."""
+    child, model = _planted(tmp_path, 64 << 30), str(tiny_llama_folder)
     planned = child.plan(model, {"v": CHAIN}).variants["v"]
     process = child.start(model, planned, evaluation={"text": str(evaluation)})
     peak = 0
+    lines: list[bytes] = []
     assert process.stdout is not None
-    for _ in process.stdout:
+    for line in process.stdout:
+        lines.append(line)
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
         peak = max([peak, *(int(x.split()[1]) for x in status if x.startswith("VmHWM"))])
     finish(process)
+    assert isinstance(build_event.validate_json(lines[-1]), Built)
     estimate = estimated_bytes(tiny_llama_folder, _stages(*CHAIN))
     assert peak * 1024 / 3 < estimate < peak * 1024 * 2
