@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from artifacts.layout import Layout
 from benchmarks import zoo
@@ -84,6 +86,15 @@ def _deeper(name: str) -> dict[str, Any]:
     if kinds := getattr(zoo.make_config(name), "layer_types", None):
         changes["layer_types"] = (list(kinds) * LAYERS)[:LAYERS]
     return changes
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: in models as small as these, others only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
