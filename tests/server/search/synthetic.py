@@ -91,6 +91,7 @@ class FormulaOptimizer:
         self._build_s = build_s
         self._builds = builds
         self._log = log
+        self._begun = 0
         self.built: list[str] = []
         self.judged = 0
         self.failure: Exception | None = None
@@ -114,7 +115,8 @@ class FormulaOptimizer:
         if self._log is not None:
             with self._log.open("a", encoding="utf-8") as log:
                 log.write(f"{request.recipe}\n")
-        await asyncio.sleep(self._build_s if len(self.built) < self._builds else 1e6)
+        self._begun += 1
+        await asyncio.sleep(self._build_s if self._begun <= self._builds else 1e6)
         if self.failure is not None:
             raise self.failure
         chain = [dict(stage) for stage in request.chain]
