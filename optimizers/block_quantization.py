@@ -84,7 +84,10 @@ def quantize_blocks(
             if algorithm == "hqq":
                 blocks = _fit(rows_of_part, blocks)
         if np.any(blocks.restore(columns)[rows_of_part == 0]):
-            raise StageError("Quantization would turn exact zeros into other values.")
+            raise StageError(
+                "Quantization would turn exact zeros into other values.",
+                remedy="Choose another method of quantize, or leave prune out.",
+            )
         return blocks
 
     with ThreadPoolExecutor(threads) as pool:

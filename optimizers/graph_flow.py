@@ -134,7 +134,10 @@ def _crossing(graph: Any, node: Any) -> list[Any]:
     is_behind = False
     for one in graph:
         if any(attribute.type.name.startswith("GRAPH") for attribute in one.attributes.values()):
-            raise StageError("The graph has branches, through which a text cannot be followed.")
+            raise StageError(
+                "The graph has branches, through which a text cannot be followed.",
+                remedy="Choose an algorithm or method of quantize that reads no text.",
+            )
         is_behind = is_behind or one is node
         used = [value for value in one.inputs if value in depends]
         if is_behind:

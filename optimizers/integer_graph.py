@@ -104,5 +104,8 @@ def quantize_columns(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
     scales = np.maximum(np.abs(matrix).max(axis=0), _SMALLEST).astype(np.float32) / _LARGEST
     values = np.clip(np.rint(matrix / scales), -_LARGEST, _LARGEST).astype(np.int8)
     if np.any(values[matrix == 0]):
-        raise StageError("Quantization would turn exact zeros into other values.")
+        raise StageError(
+            "Quantization would turn exact zeros into other values.",
+            remedy="Choose another method of quantize, or leave prune out.",
+        )
     return np.ascontiguousarray(values), scales

@@ -90,7 +90,10 @@ def find_linears(model: Any) -> list[Linear]:
         if (linear := as_linear(node)) is not None
     ]
     if not linears:
-        raise StageError("The graph has no products with constant weights to work on.")
+        raise StageError(
+            "The graph has no products with constant weights to work on.",
+            remedy="Leave quantize out for this model.",
+        )
     seen = {id(linear.node) for linear in linears}
     others = [
         node.name or node.op_type

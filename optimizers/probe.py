@@ -19,6 +19,7 @@ from optimizers import linears
 from optimizers.errors import StageError
 
 _LARGE = 1024  # elements from which on a constant is given with each run
+_UNTRIED = "Choose bits and accuracy_level yourself."
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -37,7 +38,7 @@ class GraphProbe:
         if graph.form != "packed":
             raise StageError(
                 "Graphs of Optimum's form cannot be tried out layer by layer.",
-                remedy="Choose bits and accuracy_level yourself.",
+                remedy=_UNTRIED,
             )
         self.vocab_size = graph.vocab_size
         self._graph = graph
@@ -73,7 +74,7 @@ class GraphProbe:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise StageError(f"ONNX Runtime failed in a trial: {error}") from error
+            raise StageError(f"ONNX Runtime failed in a trial: {error}", remedy=_UNTRIED) from error
         logits, *seen = (ort.OrtValue.numpy(value) for value in binding.get_outputs())
         columns = {
             name: value.reshape(-1, value.shape[-1])
@@ -142,4 +143,6 @@ def _open(model: Any, threads: int | None) -> Any:
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise StageError(f"ONNX Runtime cannot open the graph for trials: {error}") from error
+        raise StageError(
+            f"ONNX Runtime cannot open the graph for trials: {error}", remedy=_UNTRIED
+        ) from error

@@ -66,7 +66,10 @@ class Smoothing(Stage):
                 report(0.1 + 0.7 * len(chosen) / len(foldings), f"smoothing {folding.name}")
                 scales = choose(folding, layer.inputs)
                 if not bool((torch.isfinite(scales) & (scales > 0)).all()):
-                    raise StageError(f"The inputs of {layer.name} allow no scales.")
+                    raise StageError(
+                        f"The inputs of {layer.name} allow no scales: some are no finite numbers.",
+                        remedy="Leave smooth out for this model.",
+                    )
                 chosen.append((folding, scales))
 
         visit_layers(module, windows, visit)

@@ -25,6 +25,7 @@ from artifacts.host_figures import HostFigures, read_figures
 from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.runtime import Threads, share_threads
 from artifacts.store import Store
+from server.announcer import Announcer
 from server.catalog import VariantState, VariantView
 from server.comparison.machine import this_machine
 from server.core import Core
@@ -86,8 +87,6 @@ class App:
         self._planned = planned
         self._config = config
         self._listening = listening
-        self._started_s = started_s
-        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._telemetry = Telemetry(_model_label(config.model))
         self._telemetry.took("plan", plan_s)
@@ -131,9 +130,9 @@ class App:
         self._cut_asked = asyncio.Event()
         self._draining = False
         self._alive = True
-        self._announced: dict[str, VariantState] = {}
         self._was_settled = False
-        for watcher in (self._changed, *watchers):
+        announcer: Watcher = Announcer(self._telemetry, started_s=started_s, clock=clock)
+        for watcher in (announcer, self._changed, *watchers):
             self._variants.watch(watcher)
 
     async def run(self) -> ExitCode:
@@ -285,31 +284,13 @@ class App:
 
     def _changed(self, view: VariantView) -> None:
         self._was_settled = self._was_settled or self._variants.settled
-        if view.budget is not None:
-            self._telemetry.judged(view.name, view.budget)
-        if self._announced.get(view.name) is not view.state:
-            self._announced[view.name] = view.state
-            self._announce(view)
+        if (
+            view.state is VariantState.FAILED
+            and self._variants.settled
+            and not self._variants.any_ready
+        ):
+            self._nothing_left.set()
         self._refresh_health()
-
-    def _announce(self, view: VariantView) -> None:
-        """Tell of a variant that is in another state than before."""
-        if view.state is VariantState.READY:
-            self._telemetry.took("ready", self._clock() - self._started_s, view.name)
-            if view.figures is not None:
-                self._telemetry.measured(view.name, view.figures)
-            limits = view.limits
-            _log.info(
-                "variant ready",
-                variant=view.name,
-                artifact=(view.artifact or "")[:12],
-                kv_tokens=limits and limits.kv_budget_tokens,
-                budget=view.budget and view.budget.state.value,
-            )
-        elif view.state is VariantState.FAILED:
-            _log.error("variant failed", variant=view.name, error=view.error)
-            if self._variants.settled and not self._variants.any_ready:
-                self._nothing_left.set()
 
     def _figures(self, artifact: str) -> HostFigures | None:
         """What was measured of an artifact on this machine, with as many threads."""

@@ -14,20 +14,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from optimizers.errors import StageError
-from optimizers.stage import Outcome, Report, Stage, Work
+from optimizers.restructuring import Restructuring
+from optimizers.stage import Outcome, Report, Work
 
 _SCORING_DOCUMENTS = 16  # for kl, which reads them once per layer and removal
 
 
-class RestructureDepth(Stage):
+class RestructureDepth(Restructuring):
     """Leave out layers."""
 
-    name: ClassVar[str] = "restructure"
     version: ClassVar[int] = 1
-    form: ClassVar[Literal["torch", "onnx"]] = "torch"
-    rank: ClassVar[int] = 5
-    reason: ClassVar[str] = "what is left out must not have been worked on before"
-    mended_by: ClassVar[tuple[str, str] | None] = ("distill", "recover")
 
     method: Annotated[
         Literal["depth"], Field(description="depth: whole layers of the decoder are left out.")

@@ -20,51 +20,31 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from optimizers.stage import Outcome, Report, Stage, Work
+from optimizers.integer_products import IntegerProducts
+from optimizers.stage import Outcome, Report, Work
 
 
-class QuantizeDynamic(Stage):
+class QuantizeDynamic(IntegerProducts):
     """Compute products in int8; fastest for prompts and many streams."""
 
-    name: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    form: ClassVar[Literal["torch", "onnx"]] = "onnx"
-    rank: ClassVar[int] = 0
-    reason: ClassVar[str] = "weights come first, from the float32 products of the export"
-    group: ClassVar[str | None] = "quantize"
 
     method: Annotated[
         Literal["dynamic"],
         Field(description="dynamic: int8 weights per column, int8 activations per row."),
     ] = "dynamic"
-    bits: Annotated[Literal[8], Field(description="Bits of weights and activations: 8.")] = 8
-    lm_head: Annotated[
-        bool, Field(description="Whether the layer that gives the logits is quantized too.")
-    ] = True
-    embedding_bits: Annotated[
-        Literal[8, 32],
-        Field(
-            description="Bits of the token embeddings: 8 (in blocks of 32), or 32 to leave them "
-            "as they are."
-        ),
-    ] = 8
 
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Turn each product into an integer one; products of the same input share its rounding."""
         from optimizers import linears
         from optimizers.integer_graph import IntegerGraph
-        from optimizers.quantized_graph import QuantizedGraph, embedding_blocks
 
         model = linears.load(work.folder)
         found = [one for one in linears.find_linears(model) if self.lm_head or not one.is_head]
-        tables = linears.find_embeddings(model) if self.embedding_bits == 8 else []
+        tables = self.find_tables(model)
         graph = IntegerGraph(model)
         for index, linear in enumerate(found):
             report(0.9 * index / len(found), "quantizing products")
             graph.replace_linear(linear)
-        embeddings = QuantizedGraph(model, embedding_blocks)
-        for node in tables:
-            embeddings.replace_table(node, self.embedding_bits)
-        report(0.9, "writing")
-        linears.save(model, target)
+        self.finish(model, tables, target, report)
         return Outcome()

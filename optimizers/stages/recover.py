@@ -13,15 +13,15 @@ from pydantic import Field
 
 from optimizers.distillation.distilling import Distilling
 from optimizers.pruning import Pruning
+from optimizers.restructuring import Restructuring
 from optimizers.stage import Outcome, Report, Work
-from optimizers.stages.depth import RestructureDepth
 
 
 class Recover(Distilling):
     """Bring predictions back to those of the original model, as far as possible."""
 
     version: ClassVar[int] = 1
-    rank: ClassVar[int] = RestructureDepth.rank
+    rank: ClassVar[int] = Restructuring.rank
     reach: ClassVar[int | None] = Pruning.rank
     needs: ClassVar[tuple[str, ...]] = ("restructure", "prune")
     reason: ClassVar[str] = "training would undo it"

@@ -18,20 +18,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from optimizers.stage import Outcome, Report, Stage, Work
+from optimizers.integer_products import IntegerProducts
+from optimizers.stage import Outcome, Report, Work
 
 _PERCENTILE = 99.999
 
 
-class QuantizeStatic(Stage):
+class QuantizeStatic(IntegerProducts):
     """Compute products in int8 with the scales of a text."""
 
-    name: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    form: ClassVar[Literal["torch", "onnx"]] = "onnx"
-    rank: ClassVar[int] = 0
-    reason: ClassVar[str] = "it needs the float32 products of the export"
-    group: ClassVar[str | None] = "quantize"
 
     method: Annotated[
         Literal["static"],
@@ -40,7 +36,6 @@ class QuantizeStatic(Stage):
             "calibration text gives."
         ),
     ]
-    bits: Annotated[Literal[8], Field(description="Bits of weights and activations: 8.")] = 8
     range: Annotated[
         Literal["mse", "percentile", "minmax"],
         Field(
@@ -57,16 +52,6 @@ class QuantizeStatic(Stage):
             "to 100.",
         ),
     ] = _PERCENTILE
-    lm_head: Annotated[
-        bool, Field(description="Whether the layer that gives the logits is quantized too.")
-    ] = True
-    embedding_bits: Annotated[
-        Literal[8, 32],
-        Field(
-            description="Bits of the token embeddings: 8 (in blocks of 32), or 32 to leave them "
-            "as they are."
-        ),
-    ] = 8
 
     def problem(self) -> tuple[str, str, str] | None:
         """Refuse a field that would change nothing."""
@@ -86,13 +71,12 @@ class QuantizeStatic(Stage):
         from optimizers.activation_ranges import choose_rounding
         from optimizers.calibration import within
         from optimizers.graph_flow import Reached, visit_products
-        from optimizers.quantized_graph import QuantizedGraph, embedding_blocks
         from optimizers.static_graph import replace_products
 
         spec = work.graph_spec()
         windows = within(work.calibration(report), spec.vocab_size)
         model = linears.load(work.folder)
-        tables = linears.find_embeddings(model) if self.embedding_bits == 8 else []
+        tables = self.find_tables(model)
         count, done = len(linears.find_linears(model)), 0
 
         def visit(reached: Reached) -> None:
@@ -105,9 +89,5 @@ class QuantizeStatic(Stage):
                 replace_products(model, chosen, rounding)
 
         visit_products(model, spec, windows, visit, scratch=target, threads=work.threads)
-        embeddings = QuantizedGraph(model, embedding_blocks)
-        for node in tables:
-            embeddings.replace_table(node, self.embedding_bits)
-        report(0.9, "writing")
-        linears.save(model, target)
+        self.finish(model, tables, target, report)
         return Outcome()

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from optimizers.errors import StageError
-from optimizers.stage import Outcome, Report, Stage, Work
+from optimizers.restructuring import Restructuring
+from optimizers.stage import Outcome, Report, Work
 
 if TYPE_CHECKING:
     from optimizers.dimensions import Axes, Kind, Space, Widths
@@ -29,15 +30,10 @@ _FIELDS: tuple[Kind, ...] = ("ffn", "kv_groups", "hidden")
 _LABELS = {"ffn": "feed-forward channels", "kv_groups": "key-value heads", "hidden": "hidden size"}
 
 
-class RestructureWidth(Stage):
+class RestructureWidth(Restructuring):
     """Leave out feed-forward channels, groups of heads, or hidden channels."""
 
-    name: ClassVar[str] = "restructure"
     version: ClassVar[int] = 1
-    form: ClassVar[Literal["torch", "onnx"]] = "torch"
-    rank: ClassVar[int] = 5
-    reason: ClassVar[str] = "what is left out must not have been worked on before"
-    mended_by: ClassVar[tuple[str, str] | None] = ("distill", "recover")
 
     method: Annotated[
         Literal["width"], Field(description="width: every layer is made narrower, alike.")

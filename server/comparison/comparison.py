@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts import machine as resources
+from artifacts.errors import BugError
 from artifacts.host_figures import Figure, HostFigures, write_figures
 from artifacts.layout import Layout
 from artifacts.manifest import Quality
@@ -110,7 +111,7 @@ class ComparisonRun:
 
     def _subject(self, view: VariantView, taken: Taken) -> Subject:
         if view.manifest is None:
-            raise NothingMeasuredError(f"Variant {view.name!r} was not built. This is a bug.")
+            raise BugError(f"Variant {view.name!r} was not built.")
         return Subject(
             name=view.name,
             artifact=view.artifact or view.manifest.digest,

@@ -211,7 +211,7 @@ def _zeros(draft: _Draft, variant: VariantFigures, baseline: VariantFigures) -> 
         )
     elif not any(c.verdict is Verdict.BETTER for c in speeds):
         draft.unknown.append(f"whether its {zeros:,} zeros gain any speed ({shown})")
-    compressed: int | None = getattr(variant.manifest.lineage[-1], "compressed_bytes", None)
+    compressed = variant.manifest.lineage[-1].compressed_bytes
     if compressed is not None:
         stored = variant.manifest.size_bytes
         draft.advantages.append(
