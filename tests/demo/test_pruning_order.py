@@ -20,8 +20,8 @@ from optimizers.stage import Work
 from optimizers.tokenizer_files import load_tokenizer
 from optimizers.torch_models import TorchScorer, load_module
 
-TOKENS = 8192  # that are measured on
-EVERY = 4  # of the calibration text's windows one is read: the order stays the same
+TOKENS = 4096  # that are measured on
+EVERY = 8  # of the calibration text's windows one is read: the order stays the same
 
 
 @pytest.fixture(scope="module")

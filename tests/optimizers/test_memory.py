@@ -110,6 +110,7 @@ def test_a_build_is_refused_before_its_first_heavy_step(
     assert begun == ["fetch"]
 
 
+@pytest.mark.slow
 def test_an_estimate_is_no_more_than_twice_what_a_build_takes(
     tiny_llama_folder: Path, evaluation: Path, tmp_path: Path
 ) -> None:

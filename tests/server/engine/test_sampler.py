@@ -41,6 +41,9 @@ def _drawn(scores: np.ndarray, sampling: Sampling, position: int) -> int:
     return token.token_id
 
 
+DRAWS = 10_000
+
+
 def _oracle(scores: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarray:
     """The distribution to draw from, by sorting everything."""
     scores = scores.astype(np.float64)
@@ -70,14 +73,14 @@ def test_draw_follows_the_sorted_distribution(
     sampling = Sampling(
         max_tokens=3, top_k=top_k, top_p=top_p, min_p=min_p, seed=11, logit_bias=bias
     )
-    for position in range(20_000):
+    for position in range(DRAWS):
         counts[_drawn(scores, sampling, position)] += 1
     assert counts[expected == 0].sum() == 0
     support = expected > 0
     if support.sum() > 1:
-        big = expected * 20_000 >= 5
+        big = expected * DRAWS >= 5
         observed = np.append(counts[big], counts[~big].sum())
-        wanted = np.append(expected[big], expected[~big].sum()) * 20_000
+        wanted = np.append(expected[big], expected[~big].sum()) * DRAWS
         if wanted[-1] < 5:
             observed, wanted = observed[:-1], wanted[:-1] * observed[:-1].sum() / wanted[:-1].sum()
         assert stats.chisquare(observed, wanted).pvalue > 1e-4
