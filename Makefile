@@ -11,6 +11,9 @@ ARGS ?=
 QUICK ?=
 DOCKER ?= docker
 COVERAGE_FLOOR := 93
+# A file's tests share what is slow to make; threads of two workers would only wait for each other.
+WORKERS := OMP_NUM_THREADS=1
+BY_WORKERS := -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,11 +44,11 @@ $(STAMP): pyproject.toml constraints.txt
 serve: $(STAMP) ## Start a server, by default with the embedded demo model.
 	$(BIN)/inference-unlimited serve $(ARGS)
 
-test: $(STAMP) ## Run the tests.
-	$(BIN)/python -m pytest
+test: $(STAMP) ## Run the tests, by two workers.
+	$(WORKERS) $(BIN)/python -m pytest $(BY_WORKERS)
 
 check: lint ## Lint, types, arrows between packages, tests with a coverage floor.
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
+	$(WORKERS) $(BIN)/python -m pytest $(BY_WORKERS) --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
 
 lint: $(STAMP) ## Lint, format, types and the arrows between packages; no tests.
 	$(BIN)/ruff check

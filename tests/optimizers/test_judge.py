@@ -151,7 +151,7 @@ def test_the_program_judges(built: BuiltVariants, store: Store, evaluation: Path
     process.stdin.write(request.model_dump_json().encode() + b"\n")
     process.stdin.flush()
     events = [json.loads(line)["event"] for line in process.stdout]
+    assert process.wait() == 0  # before its input closes, which would end it as an orphan
     process.stdin.close()
     process.stdout.close()
-    assert process.wait() == 0
     assert (events[0], events[-1]) == ("stage_begun", "judged")
