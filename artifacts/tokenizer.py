@@ -71,6 +71,11 @@ class Tokenizer:
         """Whether every token is a string of bytes (see ``token_bytes``)."""
         return self._byte_level
 
+    def to_json(self) -> str:
+        """The tokenizer as the text of a ``tokenizer.json``."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a text, by default with what the file adds around it (such as a bos)."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
@@ -96,6 +101,13 @@ class Tokenizer:
                 found = token.encode()
             self._token_bytes[token_id] = found
         return found
+
+    def spelling(self, token_id: int) -> bytes:
+        """What a token is as bytes, by itself; none for an unknown id."""
+        if self._byte_level:
+            return self.token_bytes(token_id)
+        byte = self.fallback_byte(token_id)
+        return self.decode_exactly((token_id,)).encode() if byte is None else bytes((byte,))
 
     def fallback_byte(self, token_id: int) -> int | None:
         """The byte that a byte-fallback token (``<0xE2>``) stands for, None for other tokens."""

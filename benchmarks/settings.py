@@ -61,7 +61,7 @@ def write_config(
             "step_tokens": STEP_TOKENS,
             "threads": threads,
         },
-        "server": {"host": "127.0.0.1", "grpc_port": 0, "ops_port": 0},
+        "server": {"host": "127.0.0.1", "grpc_port": 0, "http_port": 0, "ops_port": 0},
         "log": {"level": "info", "format": "console"},
     }
     path.parent.mkdir(parents=True, exist_ok=True)

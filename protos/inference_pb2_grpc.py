@@ -44,6 +44,16 @@ class InferenceStub:
                 request_serializer=protos_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=protos_dot_inference__pb2.CompleteResponse.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_stream(
+                '/inference_unlimited.v1.Inference/Chat',
+                request_serializer=protos_dot_inference__pb2.ChatRequest.SerializeToString,
+                response_deserializer=protos_dot_inference__pb2.GenerateResponse.FromString,
+                _registered_method=True)
+        self.CompleteChat = channel.unary_unary(
+                '/inference_unlimited.v1.Inference/CompleteChat',
+                request_serializer=protos_dot_inference__pb2.ChatRequest.SerializeToString,
+                response_deserializer=protos_dot_inference__pb2.CompleteResponse.FromString,
+                _registered_method=True)
         self.ListVariants = channel.unary_unary(
                 '/inference_unlimited.v1.Inference/ListVariants',
                 request_serializer=protos_dot_inference__pb2.ListVariantsRequest.SerializeToString,
@@ -77,6 +87,20 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Complete(self, request, context):
+        """The same, answered at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Chat(self, request, context):
+        """As Generate, for a conversation: the model's own chat template makes the prompt of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteChat(self, request, context):
         """The same, answered at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -118,6 +142,16 @@ def add_InferenceServicer_to_server(servicer, server):
             'Complete': grpc.unary_unary_rpc_method_handler(
                     servicer.Complete,
                     request_deserializer=protos_dot_inference__pb2.GenerateRequest.FromString,
+                    response_serializer=protos_dot_inference__pb2.CompleteResponse.SerializeToString,
+            ),
+            'Chat': grpc.unary_stream_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=protos_dot_inference__pb2.ChatRequest.FromString,
+                    response_serializer=protos_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'CompleteChat': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteChat,
+                    request_deserializer=protos_dot_inference__pb2.ChatRequest.FromString,
                     response_serializer=protos_dot_inference__pb2.CompleteResponse.SerializeToString,
             ),
             'ListVariants': grpc.unary_unary_rpc_method_handler(
@@ -194,6 +228,60 @@ class Inference:
             target,
             '/inference_unlimited.v1.Inference/Complete',
             protos_dot_inference__pb2.GenerateRequest.SerializeToString,
+            protos_dot_inference__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/inference_unlimited.v1.Inference/Chat',
+            protos_dot_inference__pb2.ChatRequest.SerializeToString,
+            protos_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference_unlimited.v1.Inference/CompleteChat',
+            protos_dot_inference__pb2.ChatRequest.SerializeToString,
             protos_dot_inference__pb2.CompleteResponse.FromString,
             options,
             channel_credentials,

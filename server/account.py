@@ -32,7 +32,7 @@ class Account:
         self._observer = observer
         self._clock = clock
         self._received_s = received_s
-        self._last_tokens_s: float | None = None
+        self._last_tokens_s: dict[int, float] = {}  # by choice
         self.variant = ""
         self.status = Status.INTERNAL
         self.usage = Usage(0, 0, 0)
@@ -42,18 +42,20 @@ class Account:
         """The engine has the request now."""
         self._observer.submitted(self.variant, prompt_tokens)
 
-    def handed_over(self, count: int) -> None:
-        """``count`` tokens go to the stream now."""
+    def handed_over(self, count: int, choice: int = 0) -> None:
+        """``count`` tokens of a choice go to the stream now."""
         if not count:
             return
         self._observer.generated(self.variant, count)
         now = self._clock()
-        last = self._last_tokens_s
-        self._last_tokens_s = now
+        last = self._last_tokens_s.get(choice)
+        is_first = not self._last_tokens_s
+        self._last_tokens_s[choice] = now
         if last is not None:
             self._observer.next_tokens(self.variant, (now - last) / count, count)
             return
-        self._observer.first_token(self.variant, now - self._received_s)
+        if is_first:
+            self._observer.first_token(self.variant, now - self._received_s)
         if count > 1:  # they came together with the first: no gap
             self._observer.next_tokens(self.variant, 0.0, count - 1)
 

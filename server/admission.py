@@ -27,14 +27,14 @@ class Admission:
         """Accepted requests of a variant that have not ended."""
         return self._unfinished.get(variant, 0)
 
-    def enter(self, variant: str, limits: VariantLimits) -> None:
-        """Take a place.
+    def enter(self, variant: str, limits: VariantLimits, places: int = 1) -> None:
+        """Take as many places as a request has choices.
 
         Raises:
-            OverloadedError: There is none; it carries when one is likely.
+            OverloadedError: There are not enough; it carries when one is likely.
         """
         unfinished = self.unfinished(variant)
-        if unfinished >= limits.slots + limits.max_waiting:
+        if unfinished + places > limits.slots + limits.max_waiting:
             # Places come free at the rate of requests that end.
             expected = self._service_s.get(variant, 1.0) / limits.slots
             raise OverloadedError(
@@ -42,7 +42,7 @@ class Admission:
                 f"({limits.slots} running, {limits.max_waiting} waiting); try again later.",
                 retry_after_s=min(max(expected, _SHORTEST_RETRY_S), _LONGEST_RETRY_S),
             )
-        self._unfinished[variant] = unfinished + 1
+        self._unfinished[variant] = unfinished + places
 
     def served(self, variant: str, seconds: float) -> None:
         """Learn how long after its place was taken the engine ended a request.
@@ -52,6 +52,6 @@ class Admission:
         known = self._service_s.get(variant, seconds)
         self._service_s[variant] = known + _SMOOTHING * (seconds - known)
 
-    def leave(self, variant: str) -> None:
-        """Give a place back."""
-        self._unfinished[variant] -= 1
+    def leave(self, variant: str, places: int = 1) -> None:
+        """Give places back."""
+        self._unfinished[variant] -= places

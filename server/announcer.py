@@ -11,6 +11,7 @@ import structlog
 
 from server.catalog import VariantState, VariantView
 from server.telemetry import Telemetry
+from server.variants import Variants, traffic_shares
 
 _log = structlog.get_logger(__name__)
 
@@ -19,23 +20,34 @@ class Announcer:
     """A watcher of variants.
 
     Args:
-        telemetry: Is told of durations, budgets and figures.
+        telemetry: Is told of durations, budgets, figures and traffic.
+        variants: All of them, since shares are of a whole.
         started_s: When the process began, on the clock.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, telemetry: Telemetry, *, started_s: float, clock: Callable[[], float]
+        self,
+        telemetry: Telemetry,
+        variants: Variants,
+        *,
+        started_s: float,
+        clock: Callable[[], float],
     ) -> None:
         self._telemetry = telemetry
+        self._variants = variants
         self._started_s = started_s
         self._clock = clock
         self._states: dict[str, VariantState] = {}
+        self._weights: dict[str, float] = {}
 
     def __call__(self, view: VariantView) -> None:
         """Hear of a change."""
         if view.budget is not None:
             self._telemetry.judged(view.name, view.budget)
+        if self._weights.get(view.name) != view.weight:
+            self._weights[view.name] = view.weight
+            self._telemetry.directed(traffic_shares(self._variants))
         if self._states.get(view.name) is view.state:
             return
         self._states[view.name] = view.state

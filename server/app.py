@@ -13,11 +13,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import grpc
 import structlog
 
 from artifacts import machine
@@ -27,36 +25,29 @@ from artifacts.runtime import Threads, share_threads
 from artifacts.store import Store
 from server.announcer import Announcer
 from server.catalog import VariantState, VariantView
+from server.comparer import Comparer
 from server.comparison.machine import this_machine
 from server.core import Core
 from server.engine.engine import Engine
 from server.exit_codes import ExitCode
 from server.lifecycle import Lifecycle
 from server.limits import RequestLimits
+from server.listeners import Addresses, Listeners
 from server.loading import LoadSettings, load
-from server.ops import OpsListener, routes
+from server.observer import Observers
+from server.operations import Allowed, Operations
+from server.ops import routes
 from server.optimizer import Optimizer
-from server.planning import Planned
+from server.planning import Planned, chains_of, plan_one
+from server.rpc.admin import AdminService
 from server.rpc.health import HealthService
-from server.rpc.server import create_server
 from server.telemetry import Telemetry
 from server.variants import Variants, Watcher
 
 _log = structlog.get_logger(__name__)
 
 _LOOK_S = 1.0  # how often the engine's heartbeat is looked at
-_LAST_WORDS_S = 2.0  # for telling the callers of streams that are cut
 _TEXT_THREADS = 2  # encode prompts and decode text
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where the server listens, ports resolved."""
-
-    host: str
-    grpc_port: int
-    ops_host: str
-    ops_port: int
 
 
 class App:
@@ -102,17 +93,20 @@ class App:
             hang_floor_s=config.engine.hang_seconds,
         )
         self._texts = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
+        self._grammars = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._comparer = Comparer(self._telemetry.seconds_per_token)
         self._core = Core(
             self._variants,
             self._engine.post,
             executor=self._texts,
-            observer=self._telemetry,
+            grammar_executor=self._grammars,
+            observer=Observers(self._telemetry, self._comparer),
             limits=RequestLimits(**config.server.limits.model_dump()),
             clock=clock,
         )
         self._lifecycle = Lifecycle(
             variants=self._variants,
-            planned=planned.response.variants,
+            planned=dict(planned.response.variants),
             request=self._build_request,
             optimizer=optimizer,
             store=Store(planned.store),
@@ -124,6 +118,18 @@ class App:
             clock=clock,
             figures=self._figures,
         )
+        self._operations = Operations(
+            self._variants,
+            self._lifecycle,
+            partial(plan_one, config, optimizer),
+            self._engine.post,
+            allowed=Allowed(
+                frozenset(config.admin.models), tuple(Path(root) for root in config.admin.roots)
+            ),
+            chains=chains_of(config),
+            budgets=planned.budgets,
+            added=self._telemetry.add_variant,
+        )
         self._health = HealthService()
         self._nothing_left = asyncio.Event()
         self._stop_asked = asyncio.Event()
@@ -131,8 +137,10 @@ class App:
         self._draining = False
         self._alive = True
         self._was_settled = False
-        announcer: Watcher = Announcer(self._telemetry, started_s=started_s, clock=clock)
-        for watcher in (announcer, self._changed, *watchers):
+        announcer: Watcher = Announcer(
+            self._telemetry, self._variants, started_s=started_s, clock=clock
+        )
+        for watcher in (announcer, self._comparer.changed, self._changed, *watchers):
             self._variants.watch(watcher)
 
     async def run(self) -> ExitCode:
@@ -145,24 +153,21 @@ class App:
             return await self._run()
 
     async def _run(self) -> ExitCode:
-        server = self._config.server
-        ops_host = server.ops_host or server.host
-        rpc, grpc_port = create_server(
-            self._core, self._health, host=server.host, port=server.grpc_port
-        )
-        ops = OpsListener(routes(self._telemetry.registry, self), ops_host, server.ops_port)
+        operators = routes(self._telemetry.registry, self)
+        admin = AdminService(self._core, self._operations, self._comparer)
+        listeners = Listeners(self._core, self._health, operators, admin, self._config.server)
         self._refresh_health()
-        await rpc.start()
-        ops.start()
+        await listeners.start()
         self._engine.start()
-        self._listening(Addresses(server.host, grpc_port, ops_host, ops.port))
+        self._listening(listeners.addresses)
         lifecycle = asyncio.create_task(self._lifecycle.run())
         try:
             code = await self._serve(lifecycle)
-            await self._shut_down(lifecycle, rpc, code)
+            await self._shut_down(lifecycle, listeners, code)
         finally:
-            await ops.stop()
-            self._texts.shutdown(cancel_futures=True)
+            await listeners.close()
+            for executor in (self._texts, self._grammars):
+                executor.shutdown(cancel_futures=True)
         return code
 
     # How the server is (``server.ops.Health``).
@@ -223,11 +228,12 @@ class App:
             _log.critical("the engine hangs", variant=variant)
 
     async def _shut_down(
-        self, lifecycle: asyncio.Task[None], rpc: grpc.aio.Server, code: ExitCode
+        self, lifecycle: asyncio.Task[None], listeners: Listeners, code: ExitCode
     ) -> None:
         self._draining = True
         self._core.drain()
         self._refresh_health()
+        await self._operations.close()
         lifecycle.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await lifecycle
@@ -235,19 +241,19 @@ class App:
             self._alive = False
             await asyncio.to_thread(self._engine.abort)
         else:
-            await self._drain(rpc)
+            await self._drain(listeners)
         self._core.end_all("The server is stopping.")
         self._health.close()
-        await rpc.stop(_LAST_WORDS_S)
+        await listeners.close_public()
         if code is not ExitCode.HANG and not await asyncio.to_thread(self._engine.stop):
             _log.warning("the engine did not end in time")
 
-    async def _drain(self, rpc: grpc.aio.Server) -> None:
+    async def _drain(self, listeners: Listeners) -> None:
         """Let running streams finish and be read, up to the limit or a second signal."""
         seconds = self._config.server.drain_seconds
         if self._core.unfinished:
             _log.info("draining", requests=self._core.unfinished, seconds=seconds)
-        done = asyncio.create_task(self._hand_over(rpc, seconds))
+        done = asyncio.create_task(self._hand_over(listeners, seconds))
         cut = asyncio.create_task(self._cut_asked.wait())
         await asyncio.wait((done, cut), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not done.done():
@@ -255,11 +261,11 @@ class App:
         done.cancel()
         cut.cancel()
 
-    async def _hand_over(self, rpc: grpc.aio.Server, seconds: float) -> None:
+    async def _hand_over(self, listeners: Listeners, seconds: float) -> None:
         """Wait until every answer was taken, and then until the transport has sent it."""
         await self._core.wait_idle()
         self._health.close()  # watches would hold the server for as long as they may
-        await rpc.stop(seconds)
+        await listeners.hand_over(seconds)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -16,6 +16,8 @@ from artifacts.host_figures import HostFigures
 from artifacts.manifest import Manifest
 from artifacts.tokenizer import Tokenizer
 from server.budget import Limit
+from server.chat_template import ChatTemplate
+from server.traffic import Shadow
 
 
 class VariantState(StrEnum):
@@ -26,6 +28,7 @@ class VariantState(StrEnum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
+    UNLOADED = "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ class VariantView:
         artifact: Digest of the artifact.
         manifest: The artifact's manifest.
         tokenizer: The artifact's tokenizer.
+        template: The model's chat template, if it has one.
         limits: What it can take.
         progress: How far its build is.
         error: Why it failed: one message for the user, with the remedy.
@@ -118,6 +122,7 @@ class VariantView:
     weight: float = 0.0
     figures: HostFigures | None = None
     budget: BudgetView | None = None
+    template: ChatTemplate | None = None
 
 
 class Catalog(Protocol):
@@ -131,6 +136,11 @@ class Catalog(Protocol):
     @property
     def traffic(self) -> Mapping[str, float]:
         """Weight of each variant that ``traffic`` names; empty when it is not configured."""
+        ...
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """Who is judged on what others answer, if anybody is."""
         ...
 
     def names(self) -> tuple[str, ...]:

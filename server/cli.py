@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from server.commands.bench import bench
 from server.commands.build import build
 from server.commands.compare import compare
 from server.commands.generate import generate
@@ -30,6 +31,7 @@ def application() -> typer.Typer:
     app.command()(build)
     app.command()(search)
     app.command()(compare)
+    app.command()(bench)
     app.command()(generate)
     app.command()(variants)
     app.command("prune-store")(prune_store)

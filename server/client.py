@@ -6,9 +6,11 @@ a command answers at once.
 
 from __future__ import annotations
 
+import asyncio
 import queue
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,7 +21,10 @@ from server.errors import ServerError
 
 DEFAULT_TARGET = "localhost:50051"
 CONNECT_TIMEOUT_S = 5.0
-_MOST_RECEIVED_BYTES = 64 << 20
+_OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)
+_REMEDY = "Start one with `inference-unlimited serve`, or name another with --target."
+
+Metadata = tuple[tuple[str, str], ...]
 
 
 class UnreachableError(ServerError):
@@ -41,8 +46,9 @@ class RefusedError(ServerError):
 class Client:
     """The methods that commands use. Make one with ``connect``."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, metadata: Metadata = ()) -> None:
         self._stub: Any = pb_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+        self._metadata = metadata
 
     def generate(
         self, request: pb.GenerateRequest, *, timeout_s: float | None = None
@@ -53,7 +59,7 @@ class Client:
             RefusedError: The server says no.
         """
         with _refusals():
-            call = self._stub.Generate(request, timeout=timeout_s)
+            call = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
             try:
                 yield from call
             finally:
@@ -67,29 +73,69 @@ class Client:
         """
         with _refusals():
             response: pb.ListVariantsResponse = self._stub.ListVariants(
-                pb.ListVariantsRequest(), timeout=CONNECT_TIMEOUT_S
+                pb.ListVariantsRequest(), timeout=CONNECT_TIMEOUT_S, metadata=self._metadata
             )
         return list(response.variants)
 
 
 @contextmanager
-def connect(target: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Iterator[Client]:
+def connect(
+    target: str,
+    *,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+    ca: Path | None = None,
+    metadata: Metadata = (),
+) -> Iterator[Client]:
     """A client of the server at ``host:port``.
+
+    Args:
+        target: Where it listens.
+        timeout_s: How long it is waited for.
+        ca: PEM file with who signed its certificate; None for plaintext.
+        metadata: Sent with every call.
 
     Raises:
         UnreachableError: Nothing answers there, or not in time.
     """
-    options = (("grpc.max_receive_message_length", _MOST_RECEIVED_BYTES),)
-    with grpc.insecure_channel(target, options=options) as channel:
+    channel = (
+        grpc.insecure_channel(target, options=_OPTIONS)
+        if ca is None
+        else grpc.secure_channel(target, _credentials(ca), options=_OPTIONS)
+    )
+    with channel:
         _wait_ready(channel, target, timeout_s)
-        yield Client(channel)
+        yield Client(channel, metadata)
+
+
+@asynccontextmanager
+async def open_channel(target: str, ca: Path | None = None) -> AsyncIterator[grpc.aio.Channel]:
+    """A connected channel for many calls at a time.
+
+    Raises:
+        UnreachableError: Nothing answers there in time.
+    """
+    channel = (
+        grpc.aio.insecure_channel(target, options=_OPTIONS)
+        if ca is None
+        else grpc.aio.secure_channel(target, _credentials(ca), options=_OPTIONS)
+    )
+    async with channel:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await channel.channel_ready()
+        except TimeoutError:
+            raise UnreachableError(f"no server answers at {target}.", remedy=_REMEDY) from None
+        yield channel
+
+
+def _credentials(ca: Path) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(ca.read_bytes())
 
 
 def _wait_ready(channel: grpc.Channel, target: str, timeout_s: float) -> None:
     """Return when the channel is connected, raise as soon as the first attempt has failed."""
     states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
     channel.subscribe(states.put, try_to_connect=True)
-    remedy = "Start one with `inference-unlimited serve`, or name another with --target."
     try:
         while True:
             state = states.get(timeout=timeout_s)
@@ -99,10 +145,10 @@ def _wait_ready(channel: grpc.Channel, target: str, timeout_s: float) -> None:
                 grpc.ChannelConnectivity.TRANSIENT_FAILURE,
                 grpc.ChannelConnectivity.SHUTDOWN,
             ):
-                raise UnreachableError(f"no server answers at {target}.", remedy=remedy)
+                raise UnreachableError(f"no server answers at {target}.", remedy=_REMEDY)
     except queue.Empty:
         raise UnreachableError(
-            f"no server answered at {target} within {timeout_s:g} s.", remedy=remedy
+            f"no server answered at {target} within {timeout_s:g} s.", remedy=_REMEDY
         ) from None
     finally:
         channel.unsubscribe(states.put)

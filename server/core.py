@@ -13,11 +13,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from server.account import Account
+from server.answer import Answer
 from server.calls import GenerateCall, Output
 from server.catalog import Catalog, VariantView
 from server.engine.messages import (
@@ -28,22 +30,27 @@ from server.engine.messages import (
     FailureCode,
     FinishReason,
     Timings,
+    Token,
     Usage,
 )
 from server.errors import (
     DeadlineExceededError,
     InternalError,
+    NothingFollowsError,
     RequestError,
     Status,
     UnavailableError,
 )
 from server.generation import EngineFailure, Generation
+from server.grammars import Grammars
 from server.intake import Accepted, Intake
 from server.limits import RequestLimits
 from server.mailbox import Mailroom
 from server.observer import RequestObserver
 from server.parameters import check_text, check_token_ids
+from server.preparation import Preparation
 from server.selection import Selection, require_tokenizer
+from server.shadowing import RECORDED, Shadowing
 from server.texts import Texts
 
 # A client gives up at its own deadline, a moment before ours: so near to it, that was the reason.
@@ -65,6 +72,7 @@ class Core:
         post: Callable[[Command], None],
         *,
         executor: Executor,
+        grammar_executor: Executor,
         observer: RequestObserver | None = None,
         limits: RequestLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -82,8 +90,18 @@ class Core:
         self._log = log or structlog.get_logger("server.core")
         self._selection = Selection(catalog, draw)
         self._texts = Texts(executor)
-        self._intake = Intake(self._selection, self._texts, self.limits, clock, draw_seed)
+        preparation = Preparation(self._texts, Grammars(grammar_executor), self.limits)
+        self._intake = Intake(self._selection, preparation, self.limits, clock, draw_seed)
         self._mailroom = Mailroom()
+        self._shadowing = Shadowing(
+            catalog,
+            self._mailroom,
+            post,
+            clock=clock,
+            draw=draw,
+            done=self._observer.shadowed,
+            dropped=self._observer.shadow_dropped,
+        )
         self._unfinished = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -92,7 +110,7 @@ class Core:
     # Requests.
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Output]:
-        """Answer one call, one output per engine step; the last one has ``finish``.
+        """Answer one call, one output per engine step and choice; each one's last has ``finish``.
 
         Close the iterator (``contextlib.aclosing``) or cancel its task, and the engine frees the
         request's slot within one step.
@@ -105,19 +123,25 @@ class Core:
         self._idle.clear()
         try:
             accepted = await self._intake.accept(call, account)
-            generation = self._submit(accepted, account)
+            looked_at = self._shadowing.wanted(accepted.serving)
+            answer = self._submit(accepted, account, recorded=looked_at)
+            unfinished = len(accepted.submits)
+            tokens: list[Token] = []
             try:
-                while True:
-                    output = await generation.next()
-                    account.handed_over(len(output.tokens))
+                while unfinished:
+                    output = await answer.next()
+                    account.handed_over(len(output.tokens), output.choice)
+                    if looked_at and output.choice == 0:
+                        tokens.extend(output.tokens)
                     if output.finish is not None:
-                        account.status = Status.OK
-                        yield output
-                        return
+                        unfinished -= 1
+                        if not unfinished:
+                            account.status = Status.OK
+                            self._shadowing.look_at(accepted.serving, accepted.submits[0], tokens)
                     yield output
             finally:
-                account.usage, account.timings = generation.usage, generation.timings
-                generation.leave()
+                account.usage, account.timings = answer.usage, answer.timings
+                answer.leave()
                 accepted.leave()
         except EngineFailure as failure:
             error = self._error_of(failure.event)
@@ -156,6 +180,10 @@ class Core:
         return await self._texts.decode(
             tokenizer, token_ids, skip_special_tokens=skip_special_tokens
         )
+
+    def spell(self, variant: str, token_id: int) -> bytes:
+        """What one token of a variant is as bytes, by itself."""
+        return require_tokenizer(self._selection.named(variant)).spelling(token_id)
 
     def variant(self, name: str) -> VariantView:
         """One variant; the default for an empty name.
@@ -217,14 +245,29 @@ class Core:
             self._post(Cancel(request_id, FinishReason.CANCELLED))
         return len(ids)
 
-    def _submit(self, accepted: Accepted, account: Account) -> Generation:
+    def _submit(self, accepted: Accepted, account: Account, *, recorded: bool) -> Answer:
         """Hand an accepted call to the engine."""
-        submit = accepted.submit
-        mailbox = self._mailroom.open(submit.request_id, accepted.served)
-        generation = Generation(submit, accepted.serving, accepted.stops, mailbox, self._post)
-        self._post(submit)
-        account.submitted(len(submit.prompt))
-        return generation
+        submits = accepted.submits
+        if recorded:
+            submits = (replace(submits[0], recorded=RECORDED), *submits[1:])
+        ids = [submit.request_id for submit in submits]
+        mailbox = self._mailroom.open(ids, accepted.served)
+        choices = [
+            Generation(
+                submit,
+                accepted.serving,
+                accepted.options,
+                self._post,
+                choice=index,
+                truncated_tokens=accepted.truncated_tokens,
+            )
+            for index, submit in enumerate(submits)
+        ]
+        answer = Answer(tuple(zip(ids, choices, strict=True)), mailbox, self._post)
+        for submit in submits:
+            self._post(submit)
+        account.submitted(len(submits[0].prompt))
+        return answer
 
     # How a request ended.
 
@@ -237,6 +280,8 @@ class Core:
                 )
             case FailureCode.UNAVAILABLE:
                 return UnavailableError(event.message)
+            case FailureCode.INVALID_ARGUMENT:
+                return NothingFollowsError(event.message)
             case FailureCode.INTERNAL:
                 log_id = self._new_log_id()
                 self._log.error(

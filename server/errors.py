@@ -19,6 +19,10 @@ class Status(StrEnum):
     INVALID_ARGUMENT = "invalid_argument"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     NOT_FOUND = "not_found"
+    ALREADY_EXISTS = "already_exists"
+    PERMISSION_DENIED = "permission_denied"
+    UNAUTHENTICATED = "unauthenticated"
+    FAILED_PRECONDITION = "failed_precondition"
     RESOURCE_EXHAUSTED = "resource_exhausted"
     INTERNAL = "internal"
     UNAVAILABLE = "unavailable"
@@ -106,10 +110,40 @@ class InvalidRequestError(RequestError):
         self.field = field
 
 
+class NothingFollowsError(RequestError):
+    """What the request excludes leaves no token that may come next; the sentence says more."""
+
+    status = Status.INVALID_ARGUMENT
+
+
 class UnknownVariantError(RequestError):
     """No variant has this name; the known ones are listed."""
 
     status = Status.NOT_FOUND
+
+
+class UnauthenticatedError(RequestError):
+    """No token that is known was presented."""
+
+    status = Status.UNAUTHENTICATED
+
+
+class ForbiddenError(RequestError):
+    """The token that was presented does not allow this."""
+
+    status = Status.PERMISSION_DENIED
+
+
+class AlreadyExistsError(RequestError):
+    """What was to be made is there."""
+
+    status = Status.ALREADY_EXISTS
+
+
+class PreconditionError(RequestError):
+    """Not now: something else must be done first, and the sentence says what."""
+
+    status = Status.FAILED_PRECONDITION
 
 
 class OverloadedError(RequestError):

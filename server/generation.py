@@ -1,12 +1,13 @@
-"""One request on the engine: its steps into outputs.
+"""One choice of a request on the engine: its steps into outputs.
 
 Owns what a step means to the caller: text, stop strings, usage, the finish. Knows nothing of
-admission, of telemetry or of who reads the outputs.
+admission, of telemetry, of the request's other choices or of who reads the outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from artifacts.detokenizer import create_detokenizer
 from server.calls import Finish, Output
@@ -22,7 +23,7 @@ from server.engine.messages import (
     Usage,
 )
 from server.errors import CancelledByEngineError
-from server.mailbox import Mailbox, Step
+from server.mailbox import Step
 from server.selection import Serving
 from server.transcript import Transcript
 
@@ -35,26 +36,52 @@ class EngineFailure(Exception):  # noqa: N818 - it carries an event, the core ma
         self.event = event
 
 
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How tokens become the text that a caller sees.
+
+    Attributes:
+        stops: Strings that end it.
+        skip_special_tokens: Whether tokens that are no text are left out.
+        include_stop: Whether it holds the stop string or token that ended it.
+        echo: What it begins with.
+    """
+
+    stops: tuple[str, ...] = ()
+    skip_special_tokens: bool = True
+    include_stop: bool = False
+    echo: str = ""
+
+
 class Generation:
-    """A submitted request. ``leave`` must be called when nobody reads it any more."""
+    """A submitted choice."""
 
     def __init__(
         self,
         submit: Submit,
         serving: Serving,
-        stops: Sequence[str],
-        mailbox: Mailbox,
+        options: TextOptions,
         post: Callable[[Command], None],
+        *,
+        choice: int = 0,
+        truncated_tokens: int = 0,
     ) -> None:
         self._submit = submit
         self._serving = serving
-        self._mailbox = mailbox
+        self._options = options
         self._post = post
+        self._choice = choice
+        self._truncated_tokens = truncated_tokens
+        skip = options.skip_special_tokens
         self._transcript = Transcript(
-            create_detokenizer(serving.tokenizer, submit.prompt),
-            stops,
+            create_detokenizer(serving.tokenizer, submit.prompt, skip_special_tokens=skip),
+            options.stops,
             min_tokens=submit.sampling.min_tokens,
+            include_stop=options.include_stop,
         )
+        self._echo = options.echo
+        # Nothing precedes the prompt's first token, so that it has no log-probability.
+        self._unscored = (Token(submit.prompt[0]),) if submit.scoring is not None else ()
         self.cached_tokens = 0
         self.timings: Timings | None = None
 
@@ -67,38 +94,40 @@ class Generation:
             cached_tokens=self.cached_tokens,
         )
 
-    async def next(self) -> Output:
-        """The next step's output; the last one has ``finish``.
+    def take(self, step: Step) -> Output | None:
+        """What a step brings; the last output has ``finish``.
 
         Raises:
             EngineFailure: The engine failed the request.
-            CancelledByEngineError: The engine cancelled it, and not because of ``leave``.
+            CancelledByEngineError: The engine cancelled it, and not because its caller has left.
         """
-        while True:
-            output = self._take(await self._mailbox.get())
-            if output is not None:
-                return output
-
-    def leave(self) -> None:
-        """Nobody reads any more: have the engine stop, unless it has."""
-        if not self._mailbox.final:
-            self._post(Cancel(self._submit.request_id, FinishReason.CANCELLED))
-
-    def _take(self, step: Step) -> Output | None:
         transcript = self._transcript
-        text = ""
+        text, self._echo = self._echo, ""
         tokens = step.tokens
         if transcript.stop_string is not None:
             tokens = ()  # computed before the engine heard of the stop
         elif tokens:
-            text, tokens = transcript.push(tokens, silent_last=_ends_with_stop_token(step))
+            silent = not self._options.include_stop and _ends_with_stop_token(step)
+            piece, tokens = transcript.push(tokens, silent_last=silent)
+            text += piece
             if transcript.stop_string is not None and step.final is None:
                 self._post(Cancel(self._submit.request_id, FinishReason.STOP))
+        scored, self._unscored = self._unscored, ()
+        if step.scored:
+            scored = (*scored, *(token for event in step.scored for token in event.tokens))
         if step.final is not None:
-            return self._end(step.final, text, tokens)
-        return Output(text, tokens) if tokens else None
+            return self._end(step.final, text, tokens, scored)
+        if not (tokens or scored or text):
+            return None
+        return self._output(text, tokens, scored)
 
-    def _end(self, final: Finished | Failed, text: str, tokens: Sequence[Token]) -> Output:
+    def _end(
+        self,
+        final: Finished | Failed,
+        text: str,
+        tokens: Sequence[Token],
+        scored: Sequence[Token],
+    ) -> Output:
         self.cached_tokens = final.usage.cached_tokens
         self.timings = final.timings
         text += self._transcript.flush()
@@ -123,8 +152,18 @@ class Generation:
             seed=self._submit.sampling.seed,
             stop_token_id=stop_token_id,
             stop_string=stop_string,
+            truncated_tokens=self._truncated_tokens,
         )
-        return Output(text, tokens, finish)
+        return self._output(text, tokens, scored, finish)
+
+    def _output(
+        self,
+        text: str,
+        tokens: Sequence[Token],
+        scored: Sequence[Token],
+        finish: Finish | None = None,
+    ) -> Output:
+        return Output(text, tokens, finish, self._choice, scored, self._serving.name)
 
 
 def _ends_with_stop_token(step: Step) -> bool:

@@ -1,4 +1,4 @@
-"""A request before the engine: routed, checked, admitted, encoded, with all defaults filled in.
+"""A request before the engine: routed, checked, admitted, prepared, with all defaults filled in.
 
 Owns the order of the checks and the places that requests hold. Knows nothing of what becomes of a
 request after that, nor of gRPC.
@@ -7,30 +7,40 @@ request after that, nor of gRPC.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from server.account import Account
 from server.admission import Admission
 from server.calls import GenerateCall
-from server.engine.messages import Submit
-from server.errors import InvalidRequestError, UnavailableError
+from server.engine.messages import Scoring, Submit
+from server.errors import UnavailableError
+from server.generation import TextOptions
 from server.limits import RequestLimits
-from server.parameters import check_sampling, check_text, check_token_ids, resolve_sampling
+from server.parameters import check_sampling, check_text, resolve_sampling
+from server.preparation import Preparation, Prepared, check_call
 from server.selection import Selection, Serving, require_serving
-from server.texts import Texts
+
+_SEEDS = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that holds a place until ``leave`` is called, which must happen once.
+    """A request that holds places until ``leave`` is called, which must happen once.
 
-    ``served`` is to be called when the engine ends it, whether or not anybody still reads.
+    Attributes:
+        submits: One for each of its choices.
+        serving: What answers it.
+        options: How its tokens become text.
+        truncated_tokens: What was left out at the beginning of its prompt.
+        served: To be called when the engine ends a choice, whether or not anybody still reads.
+        leave: Gives the places back.
     """
 
-    submit: Submit
+    submits: tuple[Submit, ...]
     serving: Serving
-    stops: tuple[str, ...]
+    options: TextOptions
+    truncated_tokens: int
     served: Callable[[], None]
     leave: Callable[[], None]
 
@@ -41,13 +51,13 @@ class Intake:
     def __init__(
         self,
         selection: Selection,
-        texts: Texts,
+        preparation: Preparation,
         limits: RequestLimits,
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
     ) -> None:
         self._selection = selection
-        self._texts = texts
+        self._preparation = preparation
         self._limits = limits
         self._clock = clock
         self._draw_seed = draw_seed
@@ -69,92 +79,65 @@ class Intake:
         most = self._limits.max_routing_key_bytes
         check_text("routing_key", call.routing_key, most, "shorten it")
         check_sampling(call.sampling, self._limits, vocab_size)
-        self._check_prompt(call.prompt, vocab_size)
+        check_call(call, self._limits, serving)
 
+        places = call.sampling.n or 1
         entered_s = self._clock()
-        self._admission.enter(serving.name, serving.limits)
+        self._admission.enter(serving.name, serving.limits, places)
         try:
-            prompt = await self._encode(call.prompt, serving)
-            submit = self._resolve(call, serving, prompt)
+            prepared = await self._preparation.prepare(call, serving)
+            submits = self._resolve(call, serving, prepared)
             self._refuse_when_draining()
         except BaseException:
-            self._admission.leave(serving.name)
+            self._admission.leave(serving.name, places)
             raise
 
         def served() -> None:
             self._admission.served(serving.name, self._clock() - entered_s)
 
         def leave() -> None:
-            self._admission.leave(serving.name)
+            self._admission.leave(serving.name, places)
 
-        return Accepted(submit, serving, tuple(call.sampling.stop), served, leave)
+        sampling = call.sampling
+        options = TextOptions(
+            stops=tuple(sampling.stop),
+            skip_special_tokens=sampling.skip_special_tokens is not False,
+            include_stop=bool(sampling.include_stop),
+            echo=prepared.echo,
+        )
+        return Accepted(submits, serving, options, prepared.truncated_tokens, served, leave)
 
-    def _check_prompt(self, prompt: str | Sequence[int] | None, vocab_size: int) -> None:
-        limits = self._limits
-        if prompt is None:
-            raise InvalidRequestError("prompt", "is not set", "set text or token_ids")
-        if isinstance(prompt, str):
-            check_text("text", prompt, limits.max_prompt_bytes, "shorten the prompt")
-        else:
-            check_token_ids("token_ids", prompt, vocab_size, limits.max_prompt_tokens)
-
-    async def _encode(
-        self, prompt: str | Sequence[int] | None, serving: Serving
-    ) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            ids = await self._texts.encode(serving.tokenizer, prompt)
-            field = "text"
-        else:
-            ids = tuple(prompt or ())
-            field = "token_ids"
-        if not ids:
-            raise InvalidRequestError(
-                field,
-                "is empty, and this model has no token that begins a text",
-                "send at least one token",
-            )
-        if len(ids) > self._limits.max_prompt_tokens:
-            raise InvalidRequestError(
-                field,
-                f"has {len(ids)} tokens, and the limit is {self._limits.max_prompt_tokens}",
-                "shorten the prompt",
-            )
-        vocab_size = serving.manifest.graph.vocab_size
-        if max(ids) >= vocab_size:  # tokenizers may know more tokens than the model has rows for
-            token = serving.tokenizer.token(max(ids))
-            raise InvalidRequestError(
-                field,
-                f"contains {token!r}, a token of the tokenizer that this model does not have",
-                "leave it out",
-            )
-        return ids
-
-    def _resolve(self, call: GenerateCall, serving: Serving, prompt: tuple[int, ...]) -> Submit:
-        longest = min(serving.limits.max_length, serving.limits.kv_budget_tokens)
-        room = min(longest - len(prompt), self._limits.max_completion_tokens)
-        if room < 1:
-            raise InvalidRequestError(
-                "text" if isinstance(call.prompt, str) else "token_ids",
-                f"has {len(prompt)} tokens, which leaves no room in the {longest} that variant "
-                f"{serving.name!r} holds",
-                f"send at most {longest - 1}",
-            )
+    def _resolve(
+        self, call: GenerateCall, serving: Serving, prepared: Prepared
+    ) -> tuple[Submit, ...]:
         sampling = resolve_sampling(
             call.sampling,
             serving.manifest.generation,
-            prompt_tokens=len(prompt),
-            room=room,
+            prompt_tokens=len(prepared.prompt),
+            room=prepared.room,
             vocab_size=serving.manifest.graph.vocab_size,
             limits=self._limits,
             draw_seed=self._draw_seed,
+            bad_words=prepared.bad_words,
         )
-        return Submit(
-            request_id=f"r{next(self._ids)}",
-            variant=serving.name,
-            prompt=prompt,
-            sampling=sampling,
-            received_s=call.received_s,
-            deadline_s=call.deadline_s,
+        seconds = call.sampling.max_time_seconds
+        scoring = None
+        if call.prompt_logprobs is not None:
+            scoring = Scoring(first=1, top=call.prompt_logprobs)
+        return tuple(
+            Submit(
+                request_id=f"r{next(self._ids)}",
+                variant=serving.name,
+                prompt=prepared.prompt,
+                sampling=replace(sampling, seed=(sampling.seed + choice) % _SEEDS),
+                received_s=call.received_s,
+                deadline_s=call.deadline_s,
+                stop_s=None if seconds is None else call.received_s + seconds,
+                priority=call.priority,
+                constraint=None if prepared.constraint is None else prepared.constraint(),
+                scoring=None if choice else scoring,  # one prompt is scored once
+            )
+            for choice in range(call.sampling.n or 1)
         )
 
     def _refuse_when_draining(self) -> None:

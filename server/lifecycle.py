@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -31,12 +32,11 @@ from server.judging import Attempt, Judging
 from server.loading import Loaded
 from server.optimizer import Optimizer
 from server.planning import part, part_request
+from server.quiet_thread import in_quiet_thread
 from server.tracking import ProgressTracker
-from server.variants import Variants
+from server.variants import Variants, engine_share
 
 _log = structlog.get_logger(__name__)
-
-_LEAST_WEIGHT = 0.01  # of a variant that gets no routed traffic but may be named
 
 
 class StartupRecord(Protocol):
@@ -72,7 +72,7 @@ class Lifecycle:
     """
 
     variants: Variants
-    planned: Mapping[str, PlannedVariant]
+    planned: MutableMapping[str, PlannedVariant]
     request: Callable[[str, PlannedVariant], BuildRequest]
     optimizer: Optimizer
     store: Store
@@ -80,18 +80,40 @@ class Lifecycle:
     post: Callable[[Command], None]
     record: StartupRecord
     step_tokens: int
-    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    budgets: MutableMapping[str, Budget] = field(default_factory=dict)
     isa: str = field(default_factory=isa_class)
     clock: Callable[[], float] = time.monotonic
     figures: Callable[[str], HostFigures | None] = lambda _: None
+    one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
         """Bring every variant to READY or FAILED, then judge those that serve unverified."""
         for name, planned in self.planned.items():
             self.variants.change(name, chain=planned.chain, recipe=planned.recipe)
         for name in self.variants.names():
+            await self._bring_up_alone(name)
+        await self._verify_waiting()
+
+    async def bring_up(self, name: str, planned: PlannedVariant, budget: Budget | None) -> None:
+        """Bring one variant up while others serve; ``Variants`` knows it already."""
+        self.planned[name] = planned
+        self.budgets.pop(name, None)
+        if budget is not None:
+            self.budgets[name] = budget
+        self.variants.change(name, chain=planned.chain, recipe=planned.recipe)
+        await self._bring_up_alone(name)
+        await self._verify_waiting()
+
+    async def take_down(self, name: str) -> None:
+        """Take no new requests, wait until those that run have ended, and let the memory go."""
+        await self._detached(name, VariantState.UNLOADED)
+
+    async def _bring_up_alone(self, name: str) -> None:
+        async with self.one_at_a_time:
             with self._losing_only(name):
                 await self._bring_up(name, self.planned[name])
+
+    async def _verify_waiting(self) -> None:
         for name in self._judging.waiting():
             with self._losing_only(name):
                 await self._verify(name)
@@ -222,7 +244,9 @@ class Lifecycle:
             self.variants.change(name, state=VariantState.READY, progress=None)
             return
         self.variants.change(name, state=VariantState.LOADING, progress=None)
-        self._attach(name, artifact, await asyncio.to_thread(self.load, stored))
+        work = partial(self.load, stored)
+        run = in_quiet_thread if self.variants.any_ready else asyncio.to_thread
+        self._attach(name, artifact, await run(work))
 
     async def _verify(self, name: str) -> None:
         """Judge what serves already, and withdraw it when it is over the budget.
@@ -245,13 +269,13 @@ class Lifecycle:
         if not self._rolls_back(name):
             self.post(Detach(name, when_idle=True))
             raise over
-        await self._withdraw(name)
+        await self._detached(name, VariantState.PENDING)
         await self._roll_back(name, over)
 
-    async def _withdraw(self, name: str) -> None:
+    async def _detached(self, name: str, state: VariantState) -> None:
         """Take no new requests, and wait until those that run have ended."""
         loop, gone = asyncio.get_running_loop(), asyncio.Event()
-        self.variants.change(name, state=VariantState.PENDING)
+        self.variants.change(name, state=state)
         self.post(Detach(name, when_idle=True, gone=lambda: loop.call_soon_threadsafe(gone.set)))
         await gone.wait()
 
@@ -263,14 +287,18 @@ class Lifecycle:
                 rebuild=loaded.rebuild,
                 kv_budget_tokens=loaded.limits.kv_budget_tokens,
                 step_tokens=self.step_tokens,
-                weight=self._weight(name),
+                weight=engine_share(self.variants, name),
             )
         )
         self.record.took("load", loaded.load_s, name)
         self.record.took("warm_up", loaded.warm_up_s, name)
         self._describe(name, artifact)
         self.variants.change(
-            name, state=VariantState.READY, tokenizer=loaded.tokenizer, limits=loaded.limits
+            name,
+            state=VariantState.READY,
+            tokenizer=loaded.tokenizer,
+            template=loaded.template,
+            limits=loaded.limits,
         )
 
     def _describe(self, name: str, artifact: str) -> None:
@@ -301,14 +329,6 @@ class Lifecycle:
     def _may_wait(self, name: str, attempt: Attempt) -> bool:
         """Whether measuring comes after serving."""
         return self.load is not None and self._judging.may_wait(name, attempt)
-
-    def _weight(self, name: str) -> float:
-        """The variant's share of engine time relative to an equal one."""
-        traffic = self.variants.traffic
-        if not traffic:
-            return 1.0
-        share = traffic.get(name, 0.0) / sum(traffic.values()) * len(self.variants.names())
-        return max(share, _LEAST_WEIGHT)
 
     def _fail(self, name: str, message: str) -> None:
         self.variants.change(name, state=VariantState.FAILED, error=message, progress=None)

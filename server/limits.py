@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_MIB = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
@@ -24,6 +26,12 @@ class RequestLimits:
         max_logit_bias: Entries of ``logit_bias``.
         max_logprobs: Alternatives per token.
         max_routing_key_bytes: UTF-8 bytes of a routing key.
+        max_choices: The largest ``n``.
+        max_allowed_token_ids: Allowed token ids.
+        max_bad_words: Bad words.
+        max_bad_word_bytes: UTF-8 bytes of one.
+        max_format_bytes: UTF-8 bytes of a response format.
+        max_messages: Messages of a conversation; their texts together are a prompt's.
     """
 
     max_prompt_bytes: int = 1 << 20
@@ -36,3 +44,15 @@ class RequestLimits:
     max_logit_bias: int = 1024
     max_logprobs: int = 20
     max_routing_key_bytes: int = 256
+    max_choices: int = 8
+    max_allowed_token_ids: int = 16_384
+    max_bad_words: int = 64
+    max_bad_word_bytes: int = 256
+    max_format_bytes: int = 64 << 10
+    max_messages: int = 1024
+
+    @property
+    def largest_message_bytes(self) -> int:
+        """4 MiB, or what the largest prompt takes (an id at most 5 bytes) with its parameters."""
+        largest_prompt = max(self.max_prompt_bytes, 5 * self.max_prompt_tokens)
+        return max(4 * _MIB, largest_prompt + _MIB)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import structlog
 
 from artifacts.errors import SessionError
 from artifacts.runtime import Threads
@@ -19,6 +21,9 @@ from artifacts.session_factory import open_session
 from artifacts.store import StoredArtifact
 from artifacts.tokenizer import Tokenizer
 from server.catalog import VariantLimits
+from server.chat_template import ChatTemplate, TemplateRefusalError, load_template
+
+_log = structlog.get_logger(__name__)
 
 # Of the memory that is left after weights: the rest is for activations, prompts and the system.
 _CACHE_SHARE = 0.5
@@ -57,6 +62,7 @@ class Loaded:
     limits: VariantLimits
     load_s: float
     warm_up_s: float
+    template: ChatTemplate | None = None
 
 
 def load(
@@ -101,7 +107,23 @@ def load(
         limits=limits,
         load_s=loaded_s - begun_s,
         warm_up_s=clock() - loaded_s,
+        template=_template(stored),
     )
+
+
+def _template(stored: StoredArtifact) -> ChatTemplate | None:
+    """The model's chat template; one that cannot be read costs the conversations alone."""
+    names = {entry.name for entry in stored.manifest.files}
+
+    def path(name: str) -> Path | None:
+        return stored.path(name) if name in names else None
+
+    try:
+        return load_template(path("chat_template.jinja"), path("tokenizer_config.json"))
+    except TemplateRefusalError as refusal:
+        where = "" if refusal.line is None else f" (line {refusal.line})"
+        _log.warning("the chat template is not valid", problem=f"{refusal}{where}")
+        return None
 
 
 def _warm_up(session: DecoderSession) -> None:

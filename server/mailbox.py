@@ -8,44 +8,50 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from server.engine.messages import Event, Failed, Finished, Generated, Token
+from server.engine.messages import Event, Failed, Finished, Generated, Scored, Token
 
 
 class Step:
     """What one engine step did for one request."""
 
-    __slots__ = ("final", "tokens")
+    __slots__ = ("final", "request_id", "scored", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
         self.tokens: Sequence[Token] = ()
+        self.scored: Sequence[Scored] = ()
         self.final: Finished | Failed | None = None
 
     def add(self, event: Event) -> None:
         """Take one of the step's events; they come in order."""
-        if isinstance(event, Generated):
-            self.tokens = (*self.tokens, *event.tokens) if self.tokens else event.tokens
-        else:
-            self.final = event
+        match event:
+            case Generated():
+                self.tokens = (*self.tokens, *event.tokens) if self.tokens else event.tokens
+            case Scored():
+                self.scored = (*self.scored, event)
+            case _:
+                self.final = event
 
 
 class Mailbox:
-    """Steps of one request that were not read yet. One reader, on the event loop."""
+    """Steps of some requests that were not read yet. One reader, on the event loop."""
 
-    __slots__ = ("_reader", "_steps", "final", "on_final")
+    __slots__ = ("_reader", "_steps", "on_final", "open")
 
-    def __init__(self, on_final: Callable[[], None]) -> None:
+    def __init__(self, request_ids: Iterable[str], on_final: Callable[[], None]) -> None:
         self._steps: deque[Step] = deque()
         self._reader: asyncio.Future[None] | None = None
         self.on_final = on_final
-        self.final = False
+        self.open = set(request_ids)
+        """Those that the engine has not ended."""
 
     def put(self, step: Step) -> None:
         """Add a step and wake the reader."""
         self._steps.append(step)
         if step.final is not None:
-            self.final = True
+            self.open.discard(step.request_id)
             self.on_final()
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
@@ -68,9 +74,10 @@ class Mailroom:
         self._loop = asyncio.get_running_loop()
         self._mailboxes: dict[str, Mailbox] = {}
 
-    def open(self, request_id: str, on_final: Callable[[], None]) -> Mailbox:
-        """Begin to take a request's events; ``on_final`` is called when the last one is in."""
-        mailbox = self._mailboxes[request_id] = Mailbox(on_final)
+    def open(self, request_ids: Sequence[str], on_final: Callable[[], None]) -> Mailbox:
+        """Begin to take events of requests; ``on_final`` is called as each one ends."""
+        mailbox = Mailbox(request_ids, on_final)
+        self._mailboxes.update(dict.fromkeys(request_ids, mailbox))
         return mailbox
 
     def deliver(self, events: Sequence[Event]) -> None:
@@ -93,7 +100,7 @@ class Mailroom:
         for event in events:
             step = steps.get(event.request_id)
             if step is None:
-                step = steps[event.request_id] = Step()
+                step = steps[event.request_id] = Step(event.request_id)
             step.add(event)
         for request_id, step in steps.items():
             # Events of a request that was ended here are of no interest to anybody.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from server.engine.messages import Timings
 from server.errors import Status
+from server.shadow_scores import Shadowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +57,51 @@ class RequestObserver:
 
     def finished(self, record: RequestRecord) -> None:
         """A request ended; called exactly once for each one that was read."""
+
+    def shadowed(self, one: Shadowed) -> None:
+        """A candidate was judged on an answer."""
+
+    def shadow_dropped(self, candidate: str) -> None:
+        """An answer that a candidate was to be judged on was not looked at after all."""
+
+
+class Observers(RequestObserver):
+    """Tells several."""
+
+    def __init__(self, *observers: RequestObserver) -> None:
+        self._observers = observers
+
+    def submitted(self, variant: str, prompt_tokens: int) -> None:
+        """See ``RequestObserver``."""
+        for observer in self._observers:
+            observer.submitted(variant, prompt_tokens)
+
+    def generated(self, variant: str, count: int) -> None:
+        """See ``RequestObserver``."""
+        for observer in self._observers:
+            observer.generated(variant, count)
+
+    def first_token(self, variant: str, seconds: float) -> None:
+        """See ``RequestObserver``."""
+        for observer in self._observers:
+            observer.first_token(variant, seconds)
+
+    def next_tokens(self, variant: str, seconds_per_token: float, count: int) -> None:
+        """See ``RequestObserver``."""
+        for observer in self._observers:
+            observer.next_tokens(variant, seconds_per_token, count)
+
+    def finished(self, record: RequestRecord) -> None:
+        """See ``RequestObserver``."""
+        for observer in self._observers:
+            observer.finished(record)
+
+    def shadowed(self, one: Shadowed) -> None:
+        """See ``RequestObserver``."""
+        for observer in self._observers:
+            observer.shadowed(one)
+
+    def shadow_dropped(self, candidate: str) -> None:
+        """See ``RequestObserver``."""
+        for observer in self._observers:
+            observer.shadow_dropped(candidate)

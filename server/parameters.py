@@ -41,6 +41,13 @@ class SamplingCall:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool | None = None
     logprobs: int | None = None
+    typical_p: float | None = None
+    allowed_token_ids: Sequence[int] = ()
+    bad_words: Sequence[str] = ()
+    n: int | None = None
+    max_time_seconds: float | None = None
+    skip_special_tokens: bool | None = None
+    include_stop: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +87,14 @@ BOUNDS: Mapping[str, Bound] = {
     "top_k": Bound(0, 1_000_000),
     "top_p": Bound(0, 1, above=True),
     "min_p": Bound(0, 1),
+    "typical_p": Bound(0, 1, above=True),
     "repetition_penalty": Bound(0.01, 100),
     "presence_penalty": Bound(-2, 2),
     "frequency_penalty": Bound(-2, 2),
     "seed": Bound(0, 2**64 - 1),
+    "max_time_seconds": Bound(0, 86_400, above=True),
 }
+PRIORITY = Bound(-1000, 1000)
 LOGIT_BIAS = Bound(-100, 100)
 
 
@@ -119,12 +129,20 @@ def check_sampling(call: SamplingCall, limits: RequestLimits, vocab_size: int) -
     for name, bound in BOUNDS.items():
         _check_number(name, getattr(call, name), bound)
     most = limits.max_completion_tokens
-    _check_number("max_tokens", call.max_tokens, Bound(1, most))
+    _check_number("max_tokens", call.max_tokens, Bound(0, most))
     _check_number("min_tokens", call.min_tokens, Bound(0, most))
     _check_number("logprobs", call.logprobs, Bound(0, limits.max_logprobs))
-    _check_stops(call.stop, limits)
+    _check_number("n", call.n, Bound(1, limits.max_choices))
+    _check_texts("stop", call.stop, limits.max_stops, limits.max_stop_bytes)
+    _check_texts("bad_words", call.bad_words, limits.max_bad_words, limits.max_bad_word_bytes)
     check_token_ids(
         "sampling.stop_token_ids", call.stop_token_ids, vocab_size, limits.max_stop_token_ids
+    )
+    check_token_ids(
+        "sampling.allowed_token_ids",
+        call.allowed_token_ids,
+        vocab_size,
+        limits.max_allowed_token_ids,
     )
     if len(call.logit_bias) > limits.max_logit_bias:
         raise InvalidRequestError(
@@ -147,6 +165,7 @@ def resolve_sampling(
     vocab_size: int,
     limits: RequestLimits,
     draw_seed: Callable[[], int],
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> Sampling:
     """Fill in what a checked call leaves unset.
 
@@ -158,6 +177,7 @@ def resolve_sampling(
         vocab_size: Of the model; a ``top_k`` as large is none.
         limits: Where the default length comes from.
         draw_seed: Makes a seed for a caller who named none.
+        bad_words: As token ids.
 
     Raises:
         InvalidRequestError: ``max_tokens`` or ``min_tokens`` do not fit.
@@ -184,6 +204,7 @@ def resolve_sampling(
         max_tokens=max_tokens,
         temperature=_first(call.temperature, _valid("temperature", model_temperature), 1.0),
         top_k=top_k if top_k < vocab_size else 0,
+        typical_p=_first(call.typical_p, None, 1.0),
         top_p=_first(call.top_p, _valid("top_p", defaults.top_p), 1.0),
         min_p=_first(call.min_p, _valid("min_p", defaults.min_p), 0.0),
         repetition_penalty=_first(
@@ -194,6 +215,8 @@ def resolve_sampling(
         presence_penalty=_first(call.presence_penalty, None, 0.0),
         frequency_penalty=_first(call.frequency_penalty, None, 0.0),
         logit_bias=tuple(sorted(call.logit_bias.items())),
+        allowed_token_ids=tuple(dict.fromkeys(call.allowed_token_ids)),
+        bad_words=bad_words,
         seed=draw_seed() if call.seed is None else call.seed,
         min_tokens=min_tokens,
         # A model may name ends that it cannot say; to the engine they would be rows that are not.
@@ -216,22 +239,24 @@ def _valid(name: str, value: float | None) -> float | None:
     return None if value is None or BOUNDS[name].problem(value) else value
 
 
-def _check_number(name: str, value: float | None, bound: Bound) -> None:
+def check_number(field_name: str, value: float | None, bound: Bound) -> None:
+    """Refuse a number out of its bounds; None is none."""
     if value is not None and (problem := bound.problem(value)):
         # Callers write float32: six digits show what they wrote, and integers stay whole.
         shown = f"{value:g}" if isinstance(value, float) else str(value)
-        raise InvalidRequestError(f"sampling.{name}", f"{shown} {problem}", f"use {bound}")
+        raise InvalidRequestError(field_name, f"{shown} {problem}", f"use {bound}")
 
 
-def _check_stops(stops: Sequence[str], limits: RequestLimits) -> None:
-    if len(stops) > limits.max_stops:
-        raise InvalidRequestError(
-            "sampling.stop",
-            f"has {len(stops)} strings, and the limit is {limits.max_stops}",
-            "send fewer",
-        )
-    for index, stop in enumerate(stops):
-        name = f"sampling.stop[{index}]"
-        if not stop:
-            raise InvalidRequestError(name, "is empty", "leave it out")
-        check_text(name, stop, limits.max_stop_bytes, "shorten it")
+def _check_number(name: str, value: float | None, bound: Bound) -> None:
+    check_number(f"sampling.{name}", value, bound)
+
+
+def _check_texts(name: str, texts: Sequence[str], most: int, most_bytes: int) -> None:
+    if len(texts) > most:
+        problem = f"has {len(texts)} strings, and the limit is {most}"
+        raise InvalidRequestError(f"sampling.{name}", problem, "send fewer")
+    for index, text in enumerate(texts):
+        each = f"sampling.{name}[{index}]"
+        if not text:
+            raise InvalidRequestError(each, "is empty", "leave it out")
+        check_text(each, text, most_bytes, "shorten it")

@@ -6,13 +6,14 @@ Owns the requests to the optimizer. Knows nothing of processes or of variants' s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.protocol import (
     BuildRequest,
+    FieldError,
     JudgeRequest,
     PlannedVariant,
     PlanRequest,
@@ -104,6 +105,18 @@ async def plan(read: Callable[[], Config], source: str, optimizer: Optimizer) ->
     if errors := (*open_errors, *response.errors):
         raise ConfigError(source, errors)
     return Planned(config, response)
+
+
+async def plan_one(
+    config: Config, optimizer: Optimizer, name: str, chain: Sequence[Any]
+) -> PlannedVariant | Sequence[FieldError]:
+    """Have one more chain judged, or learn what is wrong with it.
+
+    Raises:
+        OptimizerError: The optimizer could not answer.
+    """
+    response = await optimizer.plan(plan_request(config, {name: list(chain)}))
+    return response.errors or response.variants[name]
 
 
 def plan_request(config: Config, chains: Mapping[str, Any]) -> PlanRequest:

@@ -12,6 +12,9 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 
+ROUTED = "routed"
+"""What faces whose clients must name a model call the traffic that is routed by weight."""
+
 
 def choose(weights: Mapping[str, float], key: str, draw: Callable[[], float]) -> str | None:
     """Choose by weight.

@@ -13,6 +13,7 @@ from artifacts.errors import BugError
 from artifacts.manifest import Manifest
 from artifacts.tokenizer import Tokenizer
 from server.catalog import Catalog, VariantLimits, VariantState, VariantView
+from server.chat_template import ChatTemplate
 from server.errors import UnavailableError, UnknownVariantError
 from server.routing import choose
 
@@ -28,6 +29,7 @@ class Serving:
     manifest: Manifest
     tokenizer: Tokenizer
     limits: VariantLimits
+    template: ChatTemplate | None = None
 
 
 class Selection:
@@ -81,6 +83,7 @@ def require_serving(view: VariantView) -> Serving:
         manifest=view.manifest,
         tokenizer=view.tokenizer,
         limits=view.limits,
+        template=view.template,
     )
 
 

@@ -8,6 +8,7 @@ added, so an observation costs a lock and an addition. Knows nothing of how metr
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -19,6 +20,7 @@ from server.catalog import BudgetState, BudgetView
 from server.engine.messages import EngineObserver, StepKind, VariantLoad
 from server.errors import Status
 from server.observer import RequestObserver, RequestRecord
+from server.shadow_scores import Shadowed
 
 _log = structlog.get_logger(__name__)
 
@@ -97,6 +99,9 @@ class _Families:
             "chain",
         )
         self.size = gauge("inference_variant_size_bytes", "Bytes of the variant's artifact.")
+        self.traffic_share = gauge(
+            "inference_variant_traffic_share", "Share of the requests that name no variant, 0..1."
+        )
         self.quality = gauge(
             "inference_variant_quality",
             "Quality against the original model, measured when the artifact was built.",
@@ -110,6 +115,28 @@ class _Families:
         self.within_budget = gauge(
             "inference_variant_within_budget",
             "1: the artifact keeps to its budget, 0: it does not; absent while nobody knows.",
+        )
+        self.shadow_positions = counter(
+            "inference_shadow_positions_total",
+            "Positions of others' answers that the variant was judged on.",
+            "serving",
+        )
+        self.shadow_agreements = counter(
+            "inference_shadow_agreements_total",
+            "Of these, where both variants think the same token likeliest.",
+            "serving",
+        )
+        self.shadow_divergence = counter(
+            "inference_shadow_kl_lower_bound_nats_total",
+            "Sum over these of a lower bound of KL(serving || variant).",
+            "serving",
+        )
+        self.shadow_tokens = counter(
+            "inference_shadow_tokens_total", "Tokens that the variant computed to be judged."
+        )
+        self.shadow_dropped = counter(
+            "inference_shadow_dropped_total",
+            "Answers that the variant was to be judged on and was not, for want of time or room.",
         )
         self.startup = gauge(
             "inference_startup_seconds", "How long each phase of starting took.", "phase"
@@ -139,6 +166,11 @@ class _VariantMetrics:
         self.waiting = families.waiting.labels(*labels)
         self.kv_usage = families.kv_usage.labels(*labels)
         self.batch_rows = families.batch_rows.labels(*labels)
+        self.shadow_tokens = families.shadow_tokens.labels(*labels)
+        self.shadow_dropped = families.shadow_dropped.labels(*labels)
+        # Beside the counters, whose values only a scrape may read.
+        self.seconds = 0.0
+        self.tokens = 0
 
     def show(self, load: VariantLoad) -> None:
         self.running.set(load.running_requests)
@@ -198,6 +230,11 @@ class Telemetry(RequestObserver, EngineObserver):
             is_within = budget.state is BudgetState.WITHIN
             self._families.within_budget.labels(*labels).set(is_within)
 
+    def directed(self, shares: Mapping[str, float]) -> None:
+        """Show how routed traffic is split."""
+        for variant, share in shares.items():
+            self._families.traffic_share.labels(self._model, variant).set(share)
+
     def took(self, phase: str, seconds: float, variant: str = "") -> None:
         """A phase of starting is over."""
         self._families.startup.labels(self._model, variant, phase).set(seconds)
@@ -206,11 +243,15 @@ class Telemetry(RequestObserver, EngineObserver):
 
     def submitted(self, variant: str, prompt_tokens: int) -> None:
         """See ``RequestObserver``."""
-        self._of(variant).prompt_tokens.inc(prompt_tokens)
+        metrics = self._of(variant)
+        metrics.prompt_tokens.inc(prompt_tokens)
+        metrics.tokens += prompt_tokens
 
     def generated(self, variant: str, count: int) -> None:
         """See ``RequestObserver``."""
-        self._of(variant).generated_tokens.inc(count)
+        metrics = self._of(variant)
+        metrics.generated_tokens.inc(count)
+        metrics.tokens += count
 
     def first_token(self, variant: str, seconds: float) -> None:
         """See ``RequestObserver``."""
@@ -235,6 +276,26 @@ class Telemetry(RequestObserver, EngineObserver):
             metrics.prefill.observe(record.timings.prefill_s)
             metrics.decode.observe(record.timings.decode_s)
 
+    def shadowed(self, one: Shadowed) -> None:
+        """See ``RequestObserver``."""
+        labels = (self._model, one.candidate, one.serving)
+        scores, families = one.scores, self._families
+        families.shadow_positions.labels(*labels).inc(scores.positions)
+        families.shadow_agreements.labels(*labels).inc(scores.agreements)
+        families.shadow_divergence.labels(*labels).inc(scores.kl_lower_bound)
+        metrics = self._of(one.candidate)
+        metrics.shadow_tokens.inc(one.tokens)
+        metrics.tokens += one.tokens
+
+    def shadow_dropped(self, candidate: str) -> None:
+        """See ``RequestObserver``."""
+        self._of(candidate).shadow_dropped.inc()
+
+    def seconds_per_token(self, variant: str) -> float | None:
+        """Engine seconds per token that a variant has computed; None where there is none."""
+        metrics = self._of(variant)
+        return metrics.seconds / metrics.tokens if metrics.tokens else None
+
     # Of the engine, on its thread.
 
     def stepped(self, variant: str, kind: StepKind, seconds: float, load: VariantLoad) -> None:
@@ -242,6 +303,7 @@ class Telemetry(RequestObserver, EngineObserver):
         metrics = self._of(variant)
         metrics.step[kind].observe(seconds)
         metrics.engine_seconds.inc(seconds)
+        metrics.seconds += seconds
         metrics.show(load)
 
     def loaded(self, variant: str, load: VariantLoad) -> None:

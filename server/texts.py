@@ -12,6 +12,9 @@ from typing import TypeVar
 
 from artifacts.detokenizer import decode_all
 from artifacts.tokenizer import Tokenizer
+from server.calls import Conversation
+from server.chat_template import ChatTemplate
+from server.conversations import lay_out
 from server.errors import OverloadedError
 
 _Result = TypeVar("_Result")
@@ -43,6 +46,15 @@ class Texts:
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
         return work() if len(text) <= _INLINE_CHARACTERS else await self._in_thread(work)
+
+    async def render(self, template: ChatTemplate | None, conversation: Conversation) -> str:
+        """Text of a conversation; always in a thread, since a template may take its time.
+
+        Raises:
+            InvalidRequestError: The template refuses it.
+            OverloadedError: Too many long texts wait already.
+        """
+        return await self._in_thread(lambda: lay_out(template, conversation))
 
     async def decode(
         self, tokenizer: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool = True

@@ -18,12 +18,20 @@ class Transcript:
     Text of the first ``min_tokens`` tokens is shown at once and is never part of a stop.
     """
 
-    __slots__ = ("_detokenizer", "_min_tokens", "_stops", "completion_tokens")
+    __slots__ = ("_detokenizer", "_include_stop", "_min_tokens", "_stops", "completion_tokens")
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], *, min_tokens: int) -> None:
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stops: Sequence[str],
+        *,
+        min_tokens: int,
+        include_stop: bool = False,
+    ) -> None:
         self._detokenizer = detokenizer
         self._stops = StopMatcher(stops)
         self._min_tokens = min_tokens
+        self._include_stop = include_stop
         self.completion_tokens = 0
 
     @property
@@ -55,12 +63,20 @@ class Transcript:
             if self.completion_tokens <= self._min_tokens:
                 text += piece
                 continue
-            text += self._stops.push(piece)
+            text += self._until_stop(piece)
             if self._stops.matched is not None:
                 return text, tokens[: index + 1]
         return text, tokens
 
     def flush(self) -> str:
         """End the text: what was held back, unless its last piece completes a stop string."""
-        text = self._stops.push(self._detokenizer.flush())
+        text = self._until_stop(self._detokenizer.flush())
         return text + self._stops.flush()
+
+    def _until_stop(self, piece: str) -> str:
+        if self._stops.matched is not None:
+            return ""
+        text = self._stops.push(piece)
+        if self._include_stop and self._stops.matched is not None:
+            return text + self._stops.matched
+        return text

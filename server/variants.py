@@ -13,10 +13,12 @@ from typing import Any
 
 from artifacts.errors import BugError
 from server.catalog import BuildProgress, VariantState, VariantView
+from server.traffic import Shadow, Traffic
 
 Watcher = Callable[[VariantView], None]
 
-_SETTLED = frozenset({VariantState.READY, VariantState.FAILED})
+_SETTLED = frozenset({VariantState.READY, VariantState.FAILED, VariantState.UNLOADED})
+_LEAST_SHARE = 0.01  # of a variant that gets no routed traffic but may be named
 
 
 class Variants:
@@ -39,7 +41,7 @@ class Variants:
             name: VariantView(name, VariantState.PENDING, weight=traffic.get(name, 0.0))
             for name in names
         }
-        self._traffic = dict(traffic)
+        self._traffic = Traffic(dict(traffic))
         self._clock = clock
         self._building_since: dict[str, float] = {}
         self._watchers: list[Watcher] = []
@@ -51,8 +53,29 @@ class Variants:
 
     @property
     def traffic(self) -> Mapping[str, float]:
-        """Weight of each variant that ``traffic`` names."""
-        return self._traffic
+        """Weight of each variant that takes part in routed traffic."""
+        return self._traffic.weights
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """Who is judged on what others answer."""
+        return self._traffic.shadow
+
+    def add(self, name: str) -> None:
+        """Begin to know a variant, behind all others."""
+        if name in self._views:
+            raise BugError(f"There is a variant {name!r} already.")
+        self._views[name] = VariantView(name, VariantState.PENDING)
+
+    def remove(self, name: str) -> None:
+        """Forget a variant that does not serve."""
+        del self._views[name]
+
+    def direct(self, traffic: Traffic) -> None:
+        """Let routed traffic go elsewhere from now on."""
+        self._traffic = traffic
+        for name in self.names():
+            self.change(name, weight=traffic.weights.get(name, 0.0))
 
     def names(self) -> tuple[str, ...]:
         """All names, in the order of the config."""
@@ -85,13 +108,17 @@ class Variants:
         """Call ``watcher`` with the new view after each change."""
         self._watchers.append(watcher)
 
+    def unwatch(self, watcher: Watcher) -> None:
+        """Call it no more."""
+        self._watchers.remove(watcher)
+
     def change(self, name: str, **changes: Any) -> VariantView:
         """Give a variant a new view."""
         if name not in self._views:
             raise BugError(f"There is no variant {name!r} to change.")
         view = replace(self._views[name], **changes)
         self._views[name] = view
-        for watcher in self._watchers:
+        for watcher in [*self._watchers]:
             watcher(view)
         return view
 
@@ -104,3 +131,19 @@ class Variants:
         """The variant's build got further."""
         elapsed_s = self._clock() - self._building_since[name]
         self.change(name, progress=replace(progress, elapsed_s=elapsed_s))
+
+
+def traffic_shares(variants: Variants) -> dict[str, float]:
+    """Of every variant, its share of the requests that name none."""
+    weights = variants.traffic or {variants.default: 1.0}
+    whole = sum(weights.values())
+    return {name: weights.get(name, 0.0) / whole for name in variants.names()}
+
+
+def engine_share(variants: Variants, name: str) -> float:
+    """A variant's share of engine time relative to an equal one, by its part of the traffic."""
+    traffic = variants.traffic
+    if not traffic:
+        return 1.0
+    share = traffic.get(name, 0.0) / sum(traffic.values()) * len(variants.names())
+    return max(share, _LEAST_SHARE)

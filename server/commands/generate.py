@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.commands.remote import Target, connected
+from server.commands.remote import Ca, Target, Token, connected
 
 if TYPE_CHECKING:
     from protos import inference_pb2 as pb
@@ -26,6 +26,8 @@ def generate(
     *,
     prompt: Annotated[str, typer.Option(help="The text to continue; - reads it from stdin.")],
     target: Target = "localhost:50051",
+    token: Token = None,
+    ca: Ca = None,
     variant: Annotated[
         str, typer.Option(help="Which variant answers; by default the routed or the first one.")
     ] = "",
@@ -84,7 +86,7 @@ def generate(
         )
     except UnicodeError as error:  # bytes of the command line or of standard input
         raise typer.BadParameter(f"what is given is not UTF-8 ({error}).") from error
-    with connected(target) as client:
+    with connected(target, token, ca) as client:
         begun_s = time.monotonic()
         responses = client.generate(request, timeout_s=timeout)
         if as_json:

@@ -26,8 +26,8 @@ from server.exit_codes import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from server.app import Addresses
     from server.catalog import VariantView
+    from server.listeners import Addresses
     from server.optimizer import Optimizer
     from server.planning import Planned
 
@@ -44,6 +44,9 @@ def serve(
     grpc_port: Annotated[
         int | None, typer.Option(help="Port of gRPC; 0 takes a free one [default: 50051].")
     ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of the HTTP API; 0 takes a free one [default: 8000].")
+    ] = None,
     ops_port: Annotated[
         int | None, typer.Option(help="Port of metrics and health [default: 9464].")
     ] = None,
@@ -59,7 +62,12 @@ def serve(
     # Children are other programs: gRPC need not get ready for its own life in one, nor speak of it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     started_s = _process_start_s()
-    flags = {"server.host": host, "server.grpc_port": grpc_port, "server.ops_port": ops_port}
+    flags = {
+        "server.host": host,
+        "server.grpc_port": grpc_port,
+        "server.http_port": http_port,
+        "server.ops_port": ops_port,
+    }
     code = uvloop.run(_serve(config, model, flags, started_s, verify=verify))
     if code is ExitCode.HANG:
         _exit_now(code)  # the hung step still holds a thread; waiting for it would never end
@@ -162,6 +170,8 @@ class _Greeting:
     def listening(self, addresses: Addresses) -> None:
         self._target = _reachable(addresses.host, addresses.grpc_port)
         typer.echo(f"gRPC     {self._target}")
+        if addresses.http_port is not None:
+            typer.echo(f"HTTP     http://{_reachable(addresses.host, addresses.http_port)}/v1")
         ops = _reachable(addresses.ops_host, addresses.ops_port)
         typer.echo(f"metrics  http://{ops}/metrics")
 

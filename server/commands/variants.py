@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.commands.remote import Target, connected
+from server.commands.remote import Ca, Target, Token, connected
 from server.errors import of_variant
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ _PIPED_WIDTH = 200
 def variants(
     *,
     target: Target = "localhost:50051",
+    token: Token = None,
+    ca: Ca = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything that is known, as one JSON array.")
     ] = False,
@@ -27,7 +29,7 @@ def variants(
 
     Exit codes: 0 done, 1 the server refused, 2 wrong usage, 3 no server answers.
     """
-    with connected(target) as client:
+    with connected(target, token, ca) as client:
         found = client.variants()
     if as_json:
         typer.echo(json.dumps([_as_dict(variant) for variant in found], ensure_ascii=False))

@@ -72,7 +72,7 @@ class ServerProcess:
         }
         command = [sys.executable, *program, "serve"]
         command += [] if config is None else [str(config)]
-        command += ["--grpc-port", "0", "--ops-port", "0", *arguments]
+        command += ["--grpc-port", "0", "--http-port", "0", "--ops-port", "0", *arguments]
         self.stderr = stderr
         self.lines: list[str] = []
         self._said = threading.Condition()
@@ -115,6 +115,11 @@ class ServerProcess:
     def target(self) -> str:
         """Where gRPC listens, ``host:port``."""
         return self.wait_line(r"^gRPC +(\S+)$")
+
+    @property
+    def http_url(self) -> str:
+        """Where the HTTP API begins, ``http://host:port/v1``."""
+        return self.wait_line(r"^HTTP +(\S+)$")
 
     @property
     def metrics_url(self) -> str:

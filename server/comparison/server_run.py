@@ -93,7 +93,9 @@ def config_of(config: Config, variant: str) -> dict[str, Any]:
     chain = content["variants"][variant]
     if isinstance(chain, dict):  # the long form, which may hold a budget of its own
         chain = chain.get("chain", [])
-    server = ServerSection(host="127.0.0.1", grpc_port=0, ops_port=0, drain_seconds=_DRAIN_S)
+    server = ServerSection(
+        host="127.0.0.1", grpc_port=0, http_port=0, ops_port=0, drain_seconds=_DRAIN_S
+    )
     return content | {
         "variants": {variant: chain},
         "traffic": {},

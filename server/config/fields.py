@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from server.access import Right
 from server.budget import OnBreach, When
 from server.search.objectives import ObjectiveName
 
@@ -188,6 +189,58 @@ class LimitsSection(Section):
     max_routing_key_bytes: int = Field(
         default=256, ge=1, le=65536, description="UTF-8 bytes of a routing key."
     )
+    max_choices: int = Field(default=8, ge=1, le=128, description="The largest `n`.")
+    max_allowed_token_ids: int = Field(
+        default=16_384, ge=0, le=1 << 20, description="Entries of `allowed_token_ids`."
+    )
+    max_bad_words: int = Field(default=64, ge=0, le=1024, description="Entries of `bad_words`.")
+    max_bad_word_bytes: int = Field(
+        default=256, ge=1, le=65536, description="UTF-8 bytes of one of `bad_words`."
+    )
+    max_format_bytes: ByteSize = Field(
+        default=ByteSize(64 << 10),
+        ge=16,
+        le=16 << 20,
+        description="UTF-8 bytes of a `response_format`.",
+    )
+    max_messages: int = Field(
+        default=1024, ge=1, le=65536, description="Messages of a conversation."
+    )
+
+
+class TlsSection(Section):
+    """Files in PEM; they are read again when they change."""
+
+    certificate: FilePath = Field(description="The certificate's chain, the server's own first.")
+    key: FilePath = Field(description="Its private key.")
+    client_ca: FilePath | None = Field(
+        default=None,
+        description="Certificates of who must have signed those of clients. Unset: clients need "
+        "none.",
+    )
+
+
+class TokenSection(Section):
+    """A bearer token: its secret lies in a file or in an environment variable."""
+
+    client: str = Field(
+        pattern=NAME_PATTERN,
+        max_length=63,
+        description="Whose it is: clients get equal shares of a variant's queue.",
+    )
+    file: FilePath | None = Field(default=None, description="File that holds the secret.")
+    env: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=255,
+        description="Environment variable that holds the secret.",
+    )
+    rights: tuple[Right, ...] = Field(
+        default=(Right.GENERATE, Right.READ),
+        min_length=1,
+        description="What it allows: `generate` (also counting tokens), `read` (variants and "
+        "comparisons), `admin` (loading variants, traffic).",
+    )
 
 
 class ServerSection(Section):
@@ -200,6 +253,11 @@ class ServerSection(Section):
         description="Address that gRPC listens on; `0.0.0.0` for all IPv4 addresses.",
     )
     grpc_port: Port = Field(default=50051, description="Port of the gRPC API; 0 takes a free one.")
+    http_port: Port | None = Field(
+        default=8000,
+        description="Port of the HTTP API in OpenAI's form, on the same `host`; 0 takes a free "
+        "one, `null` leaves it closed.",
+    )
     ops_host: str | None = Field(
         default=None,
         min_length=1,
@@ -208,6 +266,19 @@ class ServerSection(Section):
     )
     ops_port: Port = Field(
         default=9464, description="Port of the listener for metrics and health; 0 takes a free one."
+    )
+    tls: TlsSection | None = Field(
+        default=None, description="Encrypts both public listeners. Unset: plaintext."
+    )
+    tokens: tuple[TokenSection, ...] = Field(
+        default=(),
+        max_length=1024,
+        description="Who may ask, with `authorization: Bearer <secret>`. Unset: everybody may do "
+        "everything.",
+    )
+    allow_anonymous: bool = Field(
+        default=False,
+        description="Listen on an address that others reach without asking for a token.",
     )
     drain_seconds: float = Field(
         default=30,
@@ -235,6 +306,20 @@ class OptimizerSection(Section):
         default=None,
         description="Python interpreter of an environment that holds `optimum-onnx`, for "
         "architectures that only Optimum exports.",
+    )
+
+
+class AdminSection(Section):
+    """What chains that are sent to a running server may name."""
+
+    models: tuple[Annotated[str, StringConstraints(min_length=1, max_length=255)], ...] = Field(
+        default=(), max_length=1024, description="Hub ids of models."
+    )
+    roots: tuple[FilePath, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Folders below which models and files may lie; a relative path is relative to "
+        "the config file.",
     )
 
 
@@ -363,6 +448,10 @@ class Config(Section):
     search: SearchSection = Field(
         default=SearchSection(),
         description="How `inference-unlimited search` looks for better variants.",
+    )
+    admin: AdminSection = Field(
+        default=AdminSection(),
+        description="What chains that are sent to a running server may name.",
     )
     log: LogSection = Field(default=LogSection(), description="What is logged, and how.")
     store: FilePath = Field(

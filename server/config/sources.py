@@ -17,16 +17,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from artifacts.protocol import FieldError
+from server.config.access import problems_of_access
 from server.config.budgets import problems
 from server.config.errors import ConfigError, nearest
 from server.config.fields import NAME_PATTERN, Config, ServerSection
+from server.routing import ROUTED
 
 ENVIRONMENT_PREFIX = "INFERENCE_UNLIMITED_"
 MAX_FILE_BYTES = 1 << 20
 
 # TARGET is the client commands'; the others Kubernetes puts into every pod of a namespace once a
 # Service there is named after this project.
-_NOT_CONFIG = re.compile(r"^(TARGET|SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_.+)?)$")
+_NOT_CONFIG = re.compile(r"^(TARGET|TOKEN|SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_.+)?)$")
 
 # Fields that hold a path; in a file they are relative to that file.
 _PATHS = (
@@ -35,6 +37,9 @@ _PATHS = (
     ("store",),
     ("optimizer", "optimum_python"),
     ("search", "storage"),
+    ("server", "tls", "certificate"),
+    ("server", "tls", "key"),
+    ("server", "tls", "client_ca"),
 )
 
 
@@ -134,6 +139,18 @@ def _absolute(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         value = parent.get(keys[-1]) if isinstance(parent, dict) else None
         if isinstance(value, str) and "://" not in value:  # a database's address is no path
             parent[keys[-1]] = str(folder / Path(parent[keys[-1]]).expanduser())
+    admin = content.get("admin")
+    roots = admin.get("roots") if isinstance(admin, dict) else None
+    if isinstance(admin, dict) and isinstance(roots, list):
+        admin["roots"] = [
+            str(folder / Path(root).expanduser()) if isinstance(root, str) else root
+            for root in roots
+        ]
+    server = content.get("server")
+    tokens = server.get("tokens") if isinstance(server, dict) else None
+    for token in tokens if isinstance(tokens, list) else ():
+        if isinstance(token, dict) and isinstance(token.get("file"), str):
+            token["file"] = str(folder / Path(token["file"]).expanduser())
     model = content.get("model")
     if isinstance(model, str) and model.startswith(("./", "../", "~/")):
         content["model"] = str((folder / Path(model).expanduser()).resolve())
@@ -235,6 +252,12 @@ def _across_fields(content: Mapping[str, Any]) -> Iterator[FieldError]:
     """What no single field can know; looks only at values of the right type."""
     yield from problems(content)
     variants, traffic = content.get("variants"), content.get("traffic")
+    if isinstance(variants, dict) and ROUTED in variants:
+        yield FieldError(
+            path=f"variants.{ROUTED}",
+            message="is what some clients call the traffic that is routed by weight",
+            remedy="Choose another name.",
+        )
     if isinstance(variants, dict) and isinstance(traffic, dict):
         names = [str(name) for name in variants]
         for name in traffic:
@@ -254,10 +277,13 @@ def _across_fields(content: Mapping[str, Any]) -> Iterator[FieldError]:
     server = content.get("server")
     if isinstance(server, dict):
         defaults = ServerSection()
-        port = server.get("ops_port", defaults.ops_port)
-        if port and port == server.get("grpc_port", defaults.grpc_port):
-            yield FieldError(
-                path="server.ops_port",
-                message=f"is the same as server.grpc_port ({port})",
-                remedy="Give each listener a port of its own.",
-            )
+        yield from problems_of_access(server)
+        taken: dict[Any, str] = {}
+        for name in ("grpc_port", "http_port", "ops_port"):
+            port = server.get(name, getattr(defaults, name))
+            if port and (other := taken.setdefault(port, name)) != name:
+                yield FieldError(
+                    path=f"server.{name}",
+                    message=f"is the same as server.{other} ({port})",
+                    remedy="Give each listener a port of its own.",
+                )

@@ -91,6 +91,37 @@ def draw(
         cumulated = _cumulated(lines)
 
 
+def keep_typical(weights: NDArray[np.float32], share: float) -> None:
+    """Set to 0 all but the tokens whose surprise is nearest to the expected one.
+
+    Meister et al., "Locally typical sampling", TACL 2023: tokens by how far their surprise lies
+    from the entropy, until their probabilities come to ``share``. Those that tie with the last one
+    are kept too.
+
+    Args:
+        weights: (vocab,) finite, at least one above 0; overwritten.
+        share: Above 0, at most 1.
+    """
+    likely = np.flatnonzero(weights)
+    probabilities = weights[likely] / weights[likely].sum(dtype=np.float64)
+    surprise = -np.log(probabilities)
+    deviation = np.abs(surprise - np.dot(probabilities, surprise))
+    # Halved about its mean until one value is left: whole vocabularies are not sorted.
+    inside, missing = np.arange(len(likely)), share
+    while True:
+        values = deviation[inside]
+        near = values <= values.mean()
+        mass = float(probabilities[inside[near]].sum())
+        if near.all():
+            bound = values.max()
+            break
+        if mass >= missing:
+            inside = inside[near]
+        else:
+            inside, missing = inside[~near], missing - mass
+    weights[likely[deviation > bound]] = 0.0
+
+
 def block_sums(lines: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sums of (blocks, width) weights by block."""
     # A product with ones is the fastest sum of rows.

@@ -29,6 +29,7 @@ from server.engine.messages import (
     FailureCode,
     Generated,
     Lost,
+    Reweigh,
     Submit,
     Timings,
     Usage,
@@ -195,6 +196,8 @@ class Engine:
             case Detach():
                 self._detach(command.variant, _NOT_SERVED)
                 command.gone()
+            case Reweigh():
+                self._turns.weigh(command.variant, command.weight)
             case _Stop():
                 self._stopping = True
             case _:

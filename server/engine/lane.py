@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from artifacts.scores import Scores
 from artifacts.session import DecoderSession, Row
+from server.engine.constraint import ConstraintError
 from server.engine.messages import (
     Attach,
     Event,
@@ -22,8 +24,9 @@ from server.engine.messages import (
     Token,
     VariantLoad,
 )
-from server.engine.sampler import Sampler
+from server.engine.sampler import Sampler, Unsampled
 from server.engine.scheduler import Scheduler, Share
+from server.engine.scorer import score_prompt
 from server.engine.sequence import Sequence
 
 
@@ -43,7 +46,7 @@ class Lane:
         )
         self._sampler = Sampler(attach.session.vocab_size)
         self._sequences: dict[str, Sequence] = {}
-        self._deadlines = 0  # requests with a deadline; 0 saves looking
+        self._timed = 0  # requests that time ends; 0 saves looking
         self._batch_rows = 0
         self.slowest_step_s = 0.0
         """A maximum that forgets slowly: how long a step may be expected to take."""
@@ -70,7 +73,7 @@ class Lane:
         if sequence.reserve > min(self._scheduler.table.budget_tokens, self.session.max_length):
             return refusal(request, "The request needs more tokens than the variant can hold.")
         self._sequences[request.request_id] = sequence
-        self._deadlines += request.deadline_s is not None
+        self._timed += _is_timed(request)
         self._scheduler.enqueue(sequence)
         return None
 
@@ -95,24 +98,15 @@ class Lane:
             SessionError: The session failed; call ``fail_running``.
         """
         now_s = self._clock()
-        for sequence, admission in self._scheduler.admit(now_s):
-            for slot in admission.evicted:
-                self.session.release(slot)
-            if admission.copy_from is not None:
-                self.session.copy(admission.copy_from, admission.slot, admission.reused)
-            elif admission.slot not in admission.evicted:
-                self.session.release(admission.slot, sequence.cached)
+        self._admit(now_s, events)
         shares = self._scheduler.plan()
         if not shares:
             return None, 0.0
         scores = self.session.step([self._row(share) for share in shares])
         self._scheduler.commit(shares)
         self._batch_rows = len(shares)
-        sampling = [share.sequence for share in shares if share.samples]
-        tokens = self._sampler.sample(scores, sampling) if sampling else []
+        self._read(scores, shares, events)
         done_s = self._clock()
-        for sequence, token in zip(sampling, tokens, strict=True):
-            events.extend(self._take(sequence, token, done_s))
         self.slowest_step_s = max(0.99 * self.slowest_step_s, done_s - now_s)
         return _kind(shares), done_s - now_s
 
@@ -142,36 +136,74 @@ class Lane:
         self._scheduler.table.check_integrity()
 
     def expire(self) -> list[Event]:
-        """End the requests whose deadline has passed."""
-        if not self._deadlines:
+        """End the requests whose deadline, or whose time for the answer, has passed."""
+        if not self._timed:
             return []
         now_s = self._clock()
-        late = [
-            sequence
-            for sequence in self._sequences.values()
-            if sequence.request.deadline_s is not None and sequence.request.deadline_s <= now_s
-        ]
         events: list[Event] = []
-        for sequence in late:
-            self._leave(sequence)
-            message = "The deadline passed before the generation was complete."
-            events.append(self._fail(sequence, FailureCode.DEADLINE_EXCEEDED, message))
+        for sequence in [*self._sequences.values()]:
+            request = sequence.request
+            if request.deadline_s is not None and request.deadline_s <= now_s:
+                self._leave(sequence)
+                message = "The deadline passed before the generation was complete."
+                events.append(self._fail(sequence, FailureCode.DEADLINE_EXCEEDED, message))
+            elif request.stop_s is not None and request.stop_s <= now_s:
+                events.append(self._finish(sequence, FinishReason.TIME))
         return events
+
+    def _admit(self, now_s: float, events: list[Event]) -> None:
+        """Give slots to those that wait; background requests give theirs up for others."""
+        while True:
+            for sequence, admission in self._scheduler.admit(now_s):
+                for slot in admission.evicted:
+                    self.session.release(slot)
+                if admission.copy_from is not None:
+                    self.session.copy(admission.copy_from, admission.slot, admission.reused)
+                elif admission.slot not in admission.evicted:
+                    self.session.release(admission.slot, sequence.cached)
+            if (outdone := self._scheduler.giving_way()) is None:
+                return
+            events.append(self._finish(outdone, FinishReason.CANCELLED))
 
     def _row(self, share: Share) -> Row:
         sequence = share.sequence
         start = sequence.computed
         tokens = sequence.tokens[start : start + share.tokens]
-        if not share.samples:
-            return Row(sequence.slot, start, tokens, 0)
-        return Row(sequence.slot, start, tokens, 1, self._sampler.temperature(sequence))
+        temperature = self._sampler.temperature(sequence) if share.samples else 0.0
+        return Row(sequence.slot, start, tokens, share.logits, temperature)
 
-    def _take(self, sequence: Sequence, token: Token | None, now_s: float) -> list[Event]:
+    def _read(self, scores: Scores, shares: list[Share], events: list[Event]) -> None:
+        """Take what a step tells: of the prompts' tokens first, then the tokens that follow."""
+        positions: list[int] = []
+        sampling: list[Sequence] = []
+        position = 0
+        for share in shares:
+            end = position + share.logits
+            if share.scored:
+                self._score(scores, share, position, events)
+            # A prompt whose own tokens could not be scored has ended.
+            if share.samples and share.sequence.request.request_id in self._sequences:
+                positions.append(end - 1)
+                sampling.append(share.sequence)
+            position = end
+        tokens = self._sampler.sample(scores, sampling, positions) if sampling else []
+        done_s = self._clock()
+        for sequence, token in zip(sampling, tokens, strict=True):
+            if isinstance(token, Token):
+                events.extend(self._take(sequence, token, done_s))
+            else:
+                events.append(self._give_up(sequence, token))
+        for share in shares:
+            sequence = share.sequence
+            if not sequence.generates and not sequence.pending and sequence.slot >= 0:
+                events.append(self._finish(sequence, FinishReason.LENGTH))
+
+    def _score(self, scores: Scores, share: Share, position: int, events: list[Event]) -> None:
+        scored = score_prompt(scores, position, share.sequence, share.scored)
+        events.append(scored or self._give_up(share.sequence, Unsampled.NOT_FINITE))
+
+    def _take(self, sequence: Sequence, token: Token, now_s: float) -> list[Event]:
         """Append a sampled token and find out whether the request ends with it."""
-        if token is None:
-            for slot in self._scheduler.discard(sequence):
-                self.session.release(slot)
-            return [self._fail(sequence, FailureCode.INTERNAL, "The logits are not finite.")]
         sequence.append(token.token_id, now_s)
         events: list[Event] = [Generated(sequence.request.request_id, (token,), now_s)]
         sampling = sequence.request.sampling
@@ -180,9 +212,28 @@ class Lane:
         )
         if ends and sequence.generated >= sampling.min_tokens:
             events.append(self._finish(sequence, FinishReason.STOP, token.token_id))
+            return events
+        try:
+            constraint = sequence.request.constraint
+            complete = constraint is not None and constraint.accept(token.token_id)
+        except ConstraintError as error:
+            self._leave(sequence)
+            events.append(self._fail(sequence, FailureCode.INVALID_ARGUMENT, str(error)))
+            return events
+        if complete:
+            events.append(self._finish(sequence, FinishReason.STOP))
         elif sequence.generated >= sampling.max_tokens:
             events.append(self._finish(sequence, FinishReason.LENGTH))
         return events
+
+    def _give_up(self, sequence: Sequence, why: Unsampled | ConstraintError) -> Failed:
+        """End a request for which no token can be chosen."""
+        if why is Unsampled.NOT_FINITE:
+            for slot in self._scheduler.discard(sequence):
+                self.session.release(slot)
+            return self._fail(sequence, FailureCode.INTERNAL, "The logits are not finite.")
+        self._leave(sequence)
+        return self._fail(sequence, FailureCode.INVALID_ARGUMENT, str(why))
 
     def _finish(
         self, sequence: Sequence, reason: FinishReason, stop_token_id: int | None = None
@@ -209,7 +260,7 @@ class Lane:
 
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.request_id]
-        self._deadlines -= sequence.request.deadline_s is not None
+        self._timed -= _is_timed(sequence.request)
 
 
 def refusal(request: Submit, message: str) -> Failed:
@@ -226,3 +277,7 @@ def _kind(shares: list[Share]) -> StepKind:
     if generated == len(shares):
         return StepKind.DECODE
     return StepKind.MIXED if generated else StepKind.PREFILL
+
+
+def _is_timed(request: Submit) -> bool:
+    return request.deadline_s is not None or request.stop_s is not None

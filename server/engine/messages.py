@@ -7,30 +7,44 @@ how the engine works.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from artifacts.session import DecoderSession
+from server.engine.constraint import Constraint
+
+BACKGROUND = 1 << 31
+"""The priority behind all others: such a request gives way to every one that waits for a slot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to choose tokens, all fields resolved (no "unset" is left).
 
-    Order: logit_bias, penalties, temperature, top_k, top_p, min_p. ``temperature`` 0 is greedy.
-    ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; penalties of 1 (repetition) and 0 are off.
+    Order: logit_bias, penalties, what is excluded (early ends, allowed_token_ids, bad_words, the
+    constraint), temperature, top_k, typical_p, top_p, min_p. ``temperature`` 0 is greedy.
+    ``top_k`` 0, ``typical_p`` and ``top_p`` 1 and ``min_p`` 0 are off; penalties of 1 (repetition)
+    and 0 are off. ``max_tokens`` 0 computes the prompt and generates nothing.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_k: int = 0
+    typical_p: float = 1.0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    """Nothing else is generated; empty: everything may be."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of token ids that are not generated; none of them is empty."""
     seed: int = 0
     min_tokens: int = 0
     eos_token_ids: frozenset[int] = frozenset()
@@ -38,6 +52,22 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     """None: no log-probabilities. k >= 0: the chosen token's and those of the top k."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Asks for log-probabilities of tokens that the prompt holds already.
+
+    Attributes:
+        first: Position of the first one in the prompt, at least 1: nothing precedes token 0.
+        top: Of how many of the likeliest tokens at each position too.
+        among: (n, k) int64, tokens whose log-probabilities are wanted at each of the ``n`` scored
+            positions; None for none.
+    """
+
+    first: int
+    top: int = 0
+    among: NDArray[np.int64] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +82,16 @@ class Submit:
     """Monotonic seconds when the request was read."""
     deadline_s: float | None = None
     """Monotonic seconds after which the request ends with DEADLINE_EXCEEDED."""
+    stop_s: float | None = None
+    """Monotonic seconds after which the request ends well, with what it has come to (``TIME``)."""
+    priority: int = 0
+    """Lower ones get a slot first, and their prompts are computed first."""
+    constraint: Constraint | None = None
+    """What the generated tokens must keep to; the engine's alone from now on."""
+    scoring: Scoring | None = None
+    recorded: int = 0
+    """At each generated token, of how many of the likeliest the log-probabilities are kept beside
+    it, whatever the caller asked for; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +134,15 @@ class Detach:
     gone: Callable[[], object] = lambda: None
 
 
-Command = Submit | Cancel | Attach | Detach
+@dataclass(frozen=True, slots=True)
+class Reweigh:
+    """Give a variant another share of engine time; unknown ones are ignored."""
+
+    variant: str
+    weight: float
+
+
+Command = Submit | Cancel | Attach | Detach | Reweigh
 
 
 class FinishReason(StrEnum):
@@ -102,12 +150,14 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    TIME = "time"
     CANCELLED = "cancelled"
 
 
 class FailureCode(StrEnum):
     """Why a request ended with one; the words of gRPC's status codes in lower case."""
 
+    INVALID_ARGUMENT = "invalid_argument"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
@@ -122,12 +172,25 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the model thought of a position: the chosen token's log-probability, and the likeliest.
+
+    ``ids`` is (k,) int64, the likeliest first; ``logprobs`` (k,) float32, in nats.
+    """
+
+    logprob: float
+    ids: NDArray[np.int64] = field(compare=False)
+    logprobs: NDArray[np.float32] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token; ``logprob`` and ``top`` only when asked for."""
+    """One token; ``logprob`` and ``top`` only when asked for."""
 
     token_id: int
     logprob: float | None = None
     top: tuple[TokenLogprob, ...] = ()
+    recorded: Recorded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +222,15 @@ class Generated:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """Tokens of the prompt, in order, with their log-probabilities; ``among`` is (n, k), nats."""
+
+    request_id: str
+    tokens: tuple[Token, ...]
+    among: NDArray[np.float32] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The one final event of a request that ended well (or was cancelled)."""
 
@@ -180,7 +252,7 @@ class Failed:
     timings: Timings
 
 
-Event = Generated | Finished | Failed
+Event = Generated | Scored | Finished | Failed
 
 Deliver = Callable[[Sequence[Event]], None]
 """Takes all events of one step at once. Called on the engine's thread; must not block."""

@@ -1,22 +1,41 @@
-"""From logits to tokens: bias, penalties, temperature, filters, draw, log-probabilities.
+"""From logits to tokens: bias, penalties, exclusions, temperature, filters, draw, logprobs.
 
-Owns the order of processing: logit_bias, penalties (repetition over prompt and output; presence
-and frequency over output), temperature, top_k, top_p, min_p. Log-probabilities are of the raw
-distribution. Knows nothing of slots, steps or text.
+Owns the order of processing: logit_bias, penalties (repetition over prompt and output; presence and
+frequency over output), what is excluded, temperature, top_k, typical_p, top_p, min_p.
+Log-probabilities are of the raw distribution. Knows nothing of slots, steps or text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.scores import Scores, softmax
-from server.engine.distribution import block_sums, draw, top_indices, top_tokens
-from server.engine.messages import Sampling, Token, TokenLogprob
+from server.engine.constraint import ConstraintError
+from server.engine.distribution import (
+    block_sums,
+    draw,
+    keep_typical,
+    top_indices,
+    top_tokens,
+)
+from server.engine.logprobs import log_total, top_logprobs
+from server.engine.messages import Recorded, Sampling, Submit, Token
 from server.engine.randomness import Uniforms
 from server.engine.sequence import Sequence
+
+
+class Unsampled(StrEnum):
+    """Why no token could be chosen."""
+
+    NOT_FINITE = "The logits are not finite."
+    NOTHING_LEFT = (
+        "No token is left that may come next; allow more, or exclude fewer with logit_bias, "
+        "allowed_token_ids, bad_words and the response format."
+    )
 
 
 class Sampler:
@@ -33,23 +52,26 @@ class Sampler:
             return 0.0
         return sampling.temperature
 
-    def sample(self, scores: Scores, sequences: Rows[Sequence]) -> list[Token | None]:
-        """Choose one token per row.
+    def sample(
+        self, scores: Scores, sequences: Rows[Sequence], positions: Rows[int]
+    ) -> list[Token | Unsampled | ConstraintError]:
+        """Choose one token per sequence.
 
         Args:
-            scores: Of one row per sequence, with probabilities where ``temperature`` says so;
-                these are overwritten.
-            sequences: In the same order.
+            scores: Of a step, with probabilities where ``temperature`` says so; these are
+                overwritten.
+            sequences: In the order of the step.
+            positions: Where the last logits of each lie in ``scores``.
 
         Returns:
-            One token per row; None where the row's logits are not finite.
+            One token per sequence, or why there is none.
         """
         best = scores.best.tolist()
         finite = np.isfinite(scores.best_logits).tolist()
-        tokens: list[Token | None] = []
+        tokens: list[Token | Unsampled | ConstraintError] = []
         sampled = 0
-        for index, sequence in enumerate(sequences):
-            if finite[index] and _is_plain(sequence.request.sampling):
+        for index, sequence in zip(positions, sequences, strict=True):
+            if finite[index] and _is_plain(sequence):
                 tokens.append(Token(best[index]))
                 continue
             row = _Row(scores.logits[index], scores.block_maxima[index], best[index])
@@ -57,27 +79,30 @@ class Sampler:
                 row.probabilities = scores.probabilities[sampled]
                 row.block_sums = scores.block_sums[sampled]
                 sampled += 1
-            tokens.append(self._choose(row, sequence) if finite[index] else None)
+            tokens.append(self._choose(row, sequence) if finite[index] else Unsampled.NOT_FINITE)
         return tokens
 
-    def _choose(self, row: _Row, sequence: Sequence) -> Token | None:
+    def _choose(self, row: _Row, sequence: Sequence) -> Token | Unsampled | ConstraintError:
         sampling = sequence.request.sampling
         chosen = row
         if _reshapes(sampling, sequence):
             np.copyto(self._reshaped, row.logits)
-            _reshape(self._reshaped, sampling, sequence)
+            try:
+                _reshape(self._reshaped, sequence)
+            except ConstraintError as error:
+                return error
             chosen = _row_of(self._reshaped, blocks=len(row.block_maxima))
-            if not np.isfinite(self._reshaped[chosen.best]):
-                return None
+            if not np.isfinite(highest := self._reshaped[chosen.best]):
+                return Unsampled.NOTHING_LEFT if highest == -np.inf else Unsampled.NOT_FINITE
         token: int | None = chosen.best
         if sampling.temperature != 0.0:
             token = self._draw(chosen, sequence)
         if token is None:
-            return None
+            return Unsampled.NOT_FINITE
         _remember(sequence, sampling, token)
-        if sampling.logprobs is None:
+        if sampling.logprobs is None and not sequence.request.recorded:
             return Token(token)
-        return _with_logprobs(row, token, sampling.logprobs)
+        return _with_logprobs(row, token, sequence.request)
 
     def _draw(self, row: _Row, sequence: Sequence) -> int | None:
         sampling = sequence.request.sampling
@@ -93,6 +118,9 @@ class Sampler:
             sums = block_sums(weights.reshape(blocks, -1))
         if not np.isfinite(sums).all():
             return None
+        if sampling.typical_p < 1.0:
+            keep_typical(weights, sampling.typical_p)
+            sums = block_sums(weights.reshape(len(sums), -1))
         index = draw(
             weights,
             sums,
@@ -122,15 +150,11 @@ def _row_of(logits: NDArray[np.float32], *, blocks: int) -> _Row:
     return _Row(logits, logits.reshape(blocks, -1).max(axis=1), int(logits.argmax()))
 
 
-def _is_plain(sampling: Sampling) -> bool:
+def _is_plain(sequence: Sequence) -> bool:
     """Whether the token with the highest logit is wanted and nothing else, as it is."""
-    return (
-        sampling.temperature == 0.0
-        and sampling.logprobs is None
-        and sampling.min_tokens == 0
-        and not sampling.logit_bias
-        and not _has_penalties(sampling)
-    )
+    sampling = sequence.request.sampling
+    is_bare = sampling.logprobs is None and not sequence.request.recorded
+    return sampling.temperature == 0.0 and is_bare and not _reshapes(sampling, sequence)
 
 
 def _narrows(sampling: Sampling) -> bool:
@@ -148,12 +172,21 @@ def _has_penalties(sampling: Sampling) -> bool:
 
 def _reshapes(sampling: Sampling, sequence: Sequence) -> bool:
     """Whether anything but temperature and filters changes the scores of this step."""
-    early = sequence.generated < sampling.min_tokens
-    return bool(sampling.logit_bias) or _has_penalties(sampling) or early
+    return (
+        sequence.generated < sampling.min_tokens
+        or bool(sampling.logit_bias or sampling.allowed_token_ids or sampling.bad_words)
+        or _has_penalties(sampling)
+        or sequence.request.constraint is not None
+    )
 
 
-def _reshape(scores: NDArray[np.float32], sampling: Sampling, sequence: Sequence) -> None:
-    """Apply bias, penalties and min_tokens to (vocab,) scores in place."""
+def _reshape(scores: NDArray[np.float32], sequence: Sequence) -> None:
+    """Apply bias, penalties and what is excluded to (vocab,) scores in place.
+
+    Raises:
+        ConstraintError: The request's constraint gave up.
+    """
+    sampling = sequence.request.sampling
     for token, bias in sampling.logit_bias:
         scores[token] += bias
     if sampling.repetition_penalty != 1.0:
@@ -169,6 +202,23 @@ def _reshape(scores: NDArray[np.float32], sampling: Sampling, sequence: Sequence
     if sequence.generated < sampling.min_tokens:
         ends = sampling.stop_token_ids | sampling.eos_token_ids
         scores[list(ends)] = -np.inf
+    if sampling.allowed_token_ids:
+        _exclude_others(scores, sequence)
+    output = sequence.tokens[sequence.prompt_length : sequence.known]
+    for *before, last in sampling.bad_words:
+        if not before or output[-len(before) :].tolist() == before:
+            scores[last] = -np.inf
+    if sequence.request.constraint is not None:
+        sequence.request.constraint.exclude(scores)
+
+
+def _exclude_others(scores: NDArray[np.float32], sequence: Sequence) -> None:
+    """Exclude what ``allowed_token_ids`` does not name."""
+    if sequence.allowed is None:
+        sequence.allowed = np.array(sequence.request.sampling.allowed_token_ids, np.int64)
+    kept = scores[sequence.allowed]
+    scores.fill(-np.inf)
+    scores[sequence.allowed] = kept
 
 
 def _seen(scores: NDArray[np.float32], sequence: Sequence) -> NDArray[np.bool_]:
@@ -186,11 +236,15 @@ def _remember(sequence: Sequence, sampling: Sampling, token: int) -> None:
             sequence.seen[token] = True
 
 
-def _with_logprobs(row: _Row, token: int, count: int) -> Token:
-    logits, highest = row.logits, row.logits[row.best]
-    log_total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
-    top = tuple(
-        TokenLogprob(int(index), float(logits[index]) - log_total)
-        for index in top_indices(logits, row.block_maxima, count)
-    )
-    return Token(token, float(logits[token]) - log_total, top)
+def _with_logprobs(row: _Row, token: int, request: Submit) -> Token:
+    logits = row.logits
+    total = log_total(logits, logits[row.best])
+    logprob = float(logits[token]) - total
+    recorded = None
+    if request.recorded:
+        ids = top_indices(logits, row.block_maxima, request.recorded)
+        recorded = Recorded(logprob, ids, logits[ids] - np.float32(total))
+    if request.sampling.logprobs is None:
+        return Token(token, recorded=recorded)
+    top = top_logprobs(logits, row.block_maxima, request.sampling.logprobs, total)
+    return Token(token, logprob, top, recorded)

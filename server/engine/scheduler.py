@@ -2,7 +2,8 @@
 
 Owns the waiting queue, the running sequences and the slot table of one variant. There is one rule:
 a step has a token budget, sequences one token short (decoding) come first, the rest goes to the
-others in order of arrival. So a long prompt is computed in chunks beside the streams of others.
+others by priority, then in order of arrival. So a long prompt is computed in chunks beside the
+streams of others.
 Pure bookkeeping: knows nothing of sessions, logits or time.
 """
 
@@ -16,14 +17,30 @@ from artifacts.errors import BugError
 from server.engine.sequence import Sequence
 from server.engine.slots import Admission, SlotTable
 
+SCORED_TOKENS = 32
+"""Tokens of a prompt that one step scores at most: each takes memory for a whole vocabulary."""
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One sequence's part of a step; ``samples`` when its next token can be drawn after it."""
+    """One sequence's part of a step.
+
+    Attributes:
+        sequence: Whose.
+        tokens: How many of its tokens are computed.
+        samples: Whether its next token can be drawn after it.
+        scored: How many of the tokens' logits score the prompt's next token.
+    """
 
     sequence: Sequence
     tokens: int
     samples: bool
+    scored: int = 0
+
+    @property
+    def logits(self) -> int:
+        """Of how many of its last tokens the logits are wanted."""
+        return self.tokens if self.scored else int(self.samples)
 
 
 class Scheduler:
@@ -43,15 +60,18 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def enqueue(self, sequence: Sequence) -> None:
-        """Add a sequence behind those that wait."""
-        self.waiting.append(sequence)
+        """Add a sequence behind those that wait with the same priority or a lower one."""
+        position = len(self.waiting)
+        priority = sequence.request.priority
+        while position and self.waiting[position - 1].request.priority > priority:
+            position -= 1
+        self.waiting.insert(position, sequence)
 
     def admit(self, now_s: float) -> Iterator[tuple[Sequence, Admission]]:
-        """Move waiting sequences into slots, first come first served, while they fit."""
+        """Move waiting sequences into slots, by priority and arrival, while they fit."""
         while self.waiting:
             sequence = self.waiting[0]
-            prompt = sequence.tokens[: sequence.prompt_length]
-            admission = self.table.admit(prompt, sequence.reserve)
+            admission = self.table.admit(sequence.reusable, sequence.reserve)
             if admission is None:
                 return
             self.waiting.popleft()
@@ -61,22 +81,26 @@ class Scheduler:
             self.running.append(sequence)
             yield sequence, admission
 
+    def giving_way(self) -> Sequence | None:
+        """The running background sequence that is to go, since another waits for a slot."""
+        if not self.waiting or self.waiting[0].is_background:
+            return None
+        return next((sequence for sequence in self.running if sequence.is_background), None)
+
     def plan(self) -> list[Share]:
         """Hand out the step's tokens."""
-        decoding = [sequence for sequence in self.running if sequence.pending == 1]
+        decoding = [sequence for sequence in self.running if sequence.decodes]
         shares = [Share(sequence, 1, samples=True) for sequence in decoding]
-        budget = self.step_tokens - len(shares)
         if len(decoding) == len(self.running):
             return shares
-        for sequence in self.running:
-            pending = sequence.pending
-            if pending == 1:
-                continue
+        budget = self.step_tokens - len(shares)
+        prompts = (sequence for sequence in self.running if not sequence.decodes)
+        for sequence in sorted(prompts, key=lambda sequence: sequence.request.priority):
             if budget == 0:
                 break
-            tokens = min(pending, budget)
-            shares.append(Share(sequence, tokens, samples=tokens == pending))
-            budget -= tokens
+            share = _share_of(sequence, budget)
+            shares.append(share)
+            budget -= share.tokens
         return shares
 
     def commit(self, shares: list[Share]) -> None:
@@ -94,6 +118,9 @@ class Scheduler:
             self.waiting.remove(sequence)
             return False
         self.running.remove(sequence)
+        if sequence.is_background:  # what others may still need is not given up for it
+            self.table.free(sequence.slot)
+            return True
         retained = self.table.retain(sequence.slot, sequence.tokens[: sequence.computed].copy())
         return not retained
 
@@ -111,3 +138,17 @@ class Scheduler:
         """Drop all running sequences and all memory of slots: the cache is gone."""
         self.running.clear()
         self.table.clear()
+
+
+def _share_of(sequence: Sequence, budget: int) -> Share:
+    """As much of a prompt as fits."""
+    tokens = min(sequence.pending, budget)
+    scored = 0
+    if sequence.unscored:
+        tokens = min(tokens, sequence.unscored)
+    elif sequence.scores_prompt:
+        tokens = min(tokens, SCORED_TOKENS)
+        # The last token of the prompt scores what is not known yet.
+        scored = min(tokens, sequence.prompt_length - 1 - sequence.computed)
+    samples = tokens == sequence.pending and sequence.generates
+    return Share(sequence, tokens, samples, scored)

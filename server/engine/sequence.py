@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.messages import Submit, Timings, Usage
+from server.engine.messages import BACKGROUND, Submit, Timings, Usage
 
 
 class Sequence:
@@ -17,6 +17,7 @@ class Sequence:
 
     __slots__ = (
         "admitted_s",
+        "allowed",
         "cached",
         "computed",
         "first_token_s",
@@ -45,6 +46,8 @@ class Sequence:
         # Filled by the sampler, only for requests with penalties.
         self.seen: NDArray[np.bool_] | None = None  # (vocab,)
         self.output_counts: dict[int, int] = {}
+        # Filled by the sampler, only for requests that allow few tokens.
+        self.allowed: NDArray[np.int64] | None = None
 
     @property
     def reserve(self) -> int:
@@ -60,6 +63,39 @@ class Sequence:
     def pending(self) -> int:
         """Known tokens that are not computed yet; 1 while decoding."""
         return self.known - self.computed
+
+    @property
+    def decodes(self) -> bool:
+        """Whether one token is short, and it scores no other."""
+        return self.pending == 1 and not self.scores_prompt and self.generates
+
+    @property
+    def generates(self) -> bool:
+        """Whether more than the prompt is wanted."""
+        return self.request.sampling.max_tokens > 0
+
+    @property
+    def reusable(self) -> NDArray[np.int64]:
+        """(n,) the prompt up to the first token that must be computed, whatever is cached."""
+        scoring = self.request.scoring
+        return self.tokens[: self.prompt_length if scoring is None else scoring.first]
+
+    @property
+    def unscored(self) -> int:
+        """Tokens still to be computed before the first one whose logits score another."""
+        scoring = self.request.scoring
+        return 0 if scoring is None else max(scoring.first - 1 - self.computed, 0)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the next token to be computed scores one of the prompt."""
+        scoring = self.request.scoring
+        return scoring is not None and scoring.first - 1 <= self.computed < self.prompt_length - 1
+
+    @property
+    def is_background(self) -> bool:
+        """Whether it gives way to everybody."""
+        return self.request.priority >= BACKGROUND
 
     def append(self, token: int, now_s: float) -> None:
         """Add a generated token."""

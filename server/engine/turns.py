@@ -28,6 +28,13 @@ class Turns:
         self._weights[name] = weight
         self._used[name] = self._now
 
+    def weigh(self, name: str, weight: float) -> None:
+        """Give a lane another weight from now on; what it has used stays as it was counted."""
+        if weight <= 0.0:
+            raise BugError(f"Lane {name} has weight {weight} and would never get a turn.")
+        if name in self._weights:
+            self._weights[name] = weight
+
     def remove(self, name: str) -> None:
         """Take a lane out."""
         del self._weights[name], self._used[name]

@@ -35,6 +35,10 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             self._changed.set()
             self._changed = asyncio.Event()
 
+    def is_serving(self, name: str) -> bool:
+        """Whether a variant, or the server, was last said to serve."""
+        return self._serving.get(name, False)
+
     def close(self) -> None:
         """Nothing serves any more; watchers hear it and their streams end."""
         self._closed = True

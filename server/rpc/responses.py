@@ -11,33 +11,57 @@ from server.engine.messages import FinishReason, Token
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.TIME: pb.FINISH_REASON_TIME,
 }
 
 
 def generate_response(output: Output, *, logprobs: bool) -> pb.GenerateResponse:
     """One message of the stream."""
     response = pb.GenerateResponse(
-        text=output.text, token_ids=[token.token_id for token in output.tokens]
+        text=output.text,
+        token_ids=[token.token_id for token in output.tokens],
+        choice=output.choice,
     )
     if logprobs:
         response.logprobs.extend(_logprobs(output.tokens))
+    if output.scored:
+        response.prompt_logprobs.extend(_logprobs(output.scored))
     if output.finish is not None:
         _fill_finish(response.finish, output.finish)
     return response
 
 
 def complete_response(outputs: Sequence[Output], *, logprobs: bool) -> pb.CompleteResponse:
-    """The whole answer; the last output has the finish."""
+    """The whole answer; the last output of each choice has its finish."""
+    count = 1 + max(output.choice for output in outputs)
+    choices = [
+        _choice([output for output in outputs if output.choice == index], logprobs=logprobs)
+        for index in range(count)
+    ]
+    first = choices[0]
     response = pb.CompleteResponse(
+        text=first.text,
+        token_ids=first.token_ids,
+        logprobs=first.logprobs,
+        finish=first.finish,
+        choices=choices if count > 1 else (),
+    )
+    for output in outputs:
+        response.prompt_logprobs.extend(_logprobs(output.scored))
+    return response
+
+
+def _choice(outputs: Sequence[Output], *, logprobs: bool) -> pb.CompleteResponse.Choice:
+    message = pb.CompleteResponse.Choice(
         text="".join(output.text for output in outputs),
         token_ids=[token.token_id for output in outputs for token in output.tokens],
     )
     if logprobs:
         for output in outputs:
-            response.logprobs.extend(_logprobs(output.tokens))
+            message.logprobs.extend(_logprobs(output.tokens))
     if (finish := outputs[-1].finish) is not None:
-        _fill_finish(response.finish, finish)
-    return response
+        _fill_finish(message.finish, finish)
+    return message
 
 
 def _logprobs(tokens: Iterable[Token]) -> Iterable[pb.TokenLogprobs]:
@@ -61,6 +85,7 @@ def _fill_finish(message: pb.Finish, finish: Finish) -> None:
     message.usage.prompt_tokens = finish.usage.prompt_tokens
     message.usage.completion_tokens = finish.usage.completion_tokens
     message.usage.cached_tokens = finish.usage.cached_tokens
+    message.usage.truncated_tokens = finish.truncated_tokens
     message.timings.queue_seconds = finish.timings.queue_s
     message.timings.prefill_seconds = finish.timings.prefill_s
     message.timings.decode_seconds = finish.timings.decode_s

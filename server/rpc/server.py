@@ -13,15 +13,25 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from protos import admin_pb2
+from protos import admin_pb2_grpc as admin_grpc
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
+from protos import open_inference_pb2 as oip
+from protos import open_inference_pb2_grpc as oip_grpc
+from server.access import Access
+from server.certificates import Certificates
 from server.core import Core
 from server.errors import ListenError
-from server.limits import RequestLimits
 from server.rpc import health
+from server.rpc.admin import AdminService
+from server.rpc.guard import Guard
+from server.rpc.open_inference import OpenInferenceService
 from server.rpc.service import InferenceService
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+ADMIN_SERVICE_NAME = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+OPEN_SERVICE_NAME = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 _MIB = 1 << 20
 
@@ -42,9 +52,25 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 def create_server(
-    core: Core, health_service: health.HealthService, *, host: str, port: int
+    core: Core,
+    health_service: health.HealthService,
+    *,
+    host: str,
+    port: int,
+    access: Access | None = None,
+    certificates: Certificates | None = None,
+    admin: AdminService | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Make a server that listens on ``host:port`` but is not started.
+
+    Args:
+        core: Answers.
+        health_service: Says who serves.
+        host: Name or address.
+        port: 0 takes any that is free.
+        access: Who may ask; None for everybody.
+        certificates: Encrypt; None for plaintext.
+        admin: What may be changed while it runs; None for nothing.
 
     Returns:
         The server, and the port that it got (``port`` 0 takes any that is free).
@@ -52,20 +78,33 @@ def create_server(
     Raises:
         ListenError: The address cannot be listened on.
     """
-    largest = ("grpc.max_receive_message_length", _largest_request_bytes(core.limits))
-    server = grpc.aio.server(options=(*_OPTIONS, largest))
+    largest = ("grpc.max_receive_message_length", core.limits.largest_message_bytes)
+    interceptors = [Guard(access)] if access is not None and not access.is_open else []
+    server = grpc.aio.server(options=(*_OPTIONS, largest), interceptors=interceptors)
     pb_grpc.add_InferenceServicer_to_server(  # type: ignore[no-untyped-call]
         InferenceService(core), server
     )
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    reflection.enable_server_reflection(
-        (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    oip_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        OpenInferenceService(
+            core,
+            lambda: health_service.is_serving(""),
+            None if admin is None else admin.operations,
+        ),
+        server,
     )
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    names = [SERVICE_NAME, OPEN_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    if admin is not None:
+        admin_grpc.add_AdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
+        names.append(ADMIN_SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # gRPC is content with one of a name's addresses; the others would lead to somebody else.
     obstacle = _obstacle(host, port)
     if obstacle is None:
         try:
+            if certificates is not None:
+                return server, server.add_secure_port(address, certificates.for_grpc())
             return server, server.add_insecure_port(address)
         except RuntimeError:  # it says no more than that it failed
             obstacle = "gRPC gives no reason"
@@ -73,12 +112,6 @@ def create_server(
         f"gRPC cannot listen on {address}: {obstacle}.",
         remedy="Choose another address with --host and --grpc-port.",
     )
-
-
-def _largest_request_bytes(limits: RequestLimits) -> int:
-    """4 MiB, or what the largest prompt takes (an id at most 5 bytes) with its parameters."""
-    largest_prompt = max(limits.max_prompt_bytes, 5 * limits.max_prompt_tokens)
-    return max(4 * _MIB, largest_prompt + _MIB)
 
 
 def _obstacle(host: str, port: int) -> str | None:

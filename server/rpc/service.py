@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
+from server.calls import GenerateCall
 from server.core import Core
-from server.rpc.requests import generate_call
+from server.rpc.requests import chat_call, generate_call
 from server.rpc.responses import complete_response, generate_response
 from server.rpc.status import answering
 from server.rpc.variants import variant_message
@@ -22,23 +24,46 @@ class InferenceService(pb_grpc.InferenceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
         """Stream a completion."""
-        core = self._core
-        call = generate_call(request, received_s=core.clock(), remaining_s=context.time_remaining())
-        logprobs = call.sampling.logprobs is not None
-        async with answering(core, context, "Generate"), aclosing(core.generate(call)) as outputs:
-            async for output in outputs:
-                await context.write(generate_response(output, logprobs=logprobs))
+        await self._stream("Generate", generate_call, request, context)
 
     async def Complete(  # noqa: N802
         self, request: pb.GenerateRequest, context: Any
     ) -> pb.CompleteResponse:
         """Complete at once."""
+        return await self._whole("Complete", generate_call, request, context)
+
+    async def Chat(self, request: pb.ChatRequest, context: Any) -> None:  # noqa: N802
+        """Stream the answer to a conversation."""
+        await self._stream("Chat", chat_call, request, context)
+
+    async def CompleteChat(  # noqa: N802
+        self, request: pb.ChatRequest, context: Any
+    ) -> pb.CompleteResponse:
+        """Answer a conversation at once."""
+        return await self._whole("CompleteChat", chat_call, request, context)
+
+    async def _stream(
+        self, method: str, read: Callable[..., GenerateCall], request: Any, context: Any
+    ) -> None:
         core = self._core
-        call = generate_call(request, received_s=core.clock(), remaining_s=context.time_remaining())
-        async with answering(core, context, "Complete"), aclosing(core.generate(call)) as outputs:
-            return complete_response(
-                [output async for output in outputs], logprobs=call.sampling.logprobs is not None
-            )
+        async with answering(core, context, method):
+            call = read(request, received_s=core.clock(), remaining_s=context.time_remaining())
+            logprobs = call.sampling.logprobs is not None
+            async with aclosing(core.generate(call)) as outputs:
+                async for output in outputs:
+                    await context.write(generate_response(output, logprobs=logprobs))
+
+    async def _whole(
+        self, method: str, read: Callable[..., GenerateCall], request: Any, context: Any
+    ) -> pb.CompleteResponse:
+        core = self._core
+        async with answering(core, context, method):
+            call = read(request, received_s=core.clock(), remaining_s=context.time_remaining())
+            async with aclosing(core.generate(call)) as outputs:
+                return complete_response(
+                    [output async for output in outputs],
+                    logprobs=call.sampling.logprobs is not None,
+                )
 
     async def ListVariants(  # noqa: N802
         self, request: pb.ListVariantsRequest, context: Any

@@ -16,6 +16,7 @@ _STATES = {
     VariantState.LOADING: pb.VARIANT_STATE_LOADING,
     VariantState.READY: pb.VARIANT_STATE_READY,
     VariantState.FAILED: pb.VARIANT_STATE_FAILED,
+    VariantState.UNLOADED: pb.VARIANT_STATE_UNLOADED,
 }
 _BUDGETS = {
     BudgetState.WITHIN: pb.BUDGET_STATE_WITHIN,

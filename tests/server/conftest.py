@@ -28,6 +28,7 @@ from artifacts.manifest import (
 )
 from artifacts.tokenizer import Tokenizer
 from server.catalog import VariantLimits, VariantState, VariantView
+from server.chat_template import load_template
 from server.core import Core
 from server.engine.messages import (
     Cancel,
@@ -39,6 +40,7 @@ from server.engine.messages import (
     Finished,
     FinishReason,
     Generated,
+    Scored,
     Submit,
     Timings,
     Token,
@@ -47,8 +49,10 @@ from server.engine.messages import (
 )
 from server.limits import RequestLimits
 from server.observer import RequestObserver, RequestRecord
+from server.traffic import Shadow
 
-DEMO_TOKENIZER = Path(__file__).parents[2] / "demo" / "model" / "tokenizer.json"
+DEMO = Path(__file__).parents[2] / "demo" / "model"
+DEMO_TOKENIZER = DEMO / "tokenizer.json"
 
 Script = Callable[[Submit], Sequence[Sequence[int]]]
 
@@ -165,6 +169,14 @@ class ScriptedEngine:
         stop = next((index for index, token in enumerate(ids) if token in ends), None)
         if stop is not None:
             ids = ids[: stop + 1]
+        if submit.scoring is not None and not request.sent:
+            scored = submit.prompt[submit.scoring.first :]
+            tokens = tuple(
+                Token(token, -0.25, tuple(TokenLogprob(token, -0.25 - rank) for rank in range(top)))
+                for token in scored
+                for top in (submit.scoring.top,)
+            )
+            yield Scored(submit.request_id, tokens)
         request.sent += len(ids)
         if ids:
             yield Generated(
@@ -227,6 +239,7 @@ class Views:
 
     views: dict[str, VariantView]
     traffic: Mapping[str, float] = field(default_factory=dict)
+    shadow: Shadow | None = None
 
     @property
     def default(self) -> str:
@@ -344,6 +357,7 @@ def catalog(
         tokenizer=byte_level_tokenizer,
         limits=limits,
         figures=host_figures,
+        template=load_template(DEMO / "chat_template.jinja", DEMO / "tokenizer_config.json"),
     )
     int8 = replace(ready, name="int8", chain=({"quantize": {"bits": 8}},))
     return Views(
@@ -380,6 +394,7 @@ async def bench(catalog: Views, recorder: Recorder) -> AsyncIterator[Bench]:
         catalog,
         engine.post,
         executor=executor,
+        grammar_executor=executor,
         observer=recorder,
         limits=RequestLimits(),
         draw_seed=lambda: 77,

@@ -87,15 +87,16 @@ def test_the_greeting_is_said_once_with_a_reachable_address(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A wildcard is where to listen, not where to ask."""
-    from server.app import Addresses
+    from server.listeners import Addresses
 
     greeting = _Greeting("demo")
-    greeting.listening(Addresses("0.0.0.0", 50051, "0.0.0.0", 9464))  # noqa: S104 - not bound
+    greeting.listening(Addresses("0.0.0.0", 50051, 8000, "0.0.0.0", 9464))  # noqa: S104 - not bound
     for name in ("baseline", "int8"):
         greeting.ready(VariantView(name, VariantState.LOADING))
         greeting.ready(VariantView(name, VariantState.READY, limits=LIMITS))
     said = capsys.readouterr().out
     assert "gRPC     127.0.0.1:50051" in said
+    assert "HTTP     http://127.0.0.1:8000/v1" in said
     assert "http://127.0.0.1:9464/metrics" in said
     assert said.count("generate --prompt 'def fibonacci(n):' --target 127.0.0.1:50051") == 1
 
@@ -103,14 +104,15 @@ def test_the_greeting_is_said_once_with_a_reachable_address(
 @pytest.mark.parametrize("host", ["::", "::1"])
 def test_the_greeting_can_be_pasted_for_ipv6(capsys: pytest.CaptureFixture[str], host: str) -> None:
     """A literal address needs brackets before a port."""
-    from server.app import Addresses
+    from server.listeners import Addresses
 
     greeting = _Greeting("demo")
-    greeting.listening(Addresses(host, 50051, host, 9464))
+    greeting.listening(Addresses(host, 50051, None, host, 9464))
     greeting.ready(VariantView("baseline", VariantState.READY, limits=LIMITS))
     said = capsys.readouterr().out
     assert "--target [::1]:50051" in said
     assert "http://[::1]:9464/metrics" in said
+    assert "HTTP " not in said
 
 
 def test_the_process_s_start_lies_before_now() -> None:

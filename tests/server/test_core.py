@@ -186,7 +186,7 @@ async def test_a_step_is_one_hop_however_many_requests_it_served() -> None:
     loop = asyncio.get_running_loop()
     room = Mailroom()
     ended: list[int] = []
-    boxes = [room.open(f"r{n}", lambda n=n: ended.append(n)) for n in range(3)]  # type: ignore[misc]
+    boxes = [room.open([f"r{n}"], lambda n=n: ended.append(n)) for n in range(3)]  # type: ignore[misc]
     hops = 0
     hop = loop.call_soon_threadsafe
 

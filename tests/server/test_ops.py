@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter
 
 from server.catalog import VariantState, VariantView
 from server.errors import ListenError
-from server.ops import OpsListener, routes
+from server.listener import HttpListener
+from server.ops import routes
 
 
 @dataclass
@@ -48,7 +49,7 @@ def health() -> FakeHealth:
 async def client(health: FakeHealth) -> AsyncIterator[httpx.AsyncClient]:
     registry = CollectorRegistry()
     Counter("things", "Things.", registry=registry).inc()
-    listener = OpsListener(routes(registry, health), "127.0.0.1", 0)
+    listener = HttpListener(routes(registry, health), "127.0.0.1", 0, field="server.ops_port")
     listener.start()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.port}") as client:
         yield client
@@ -118,4 +119,9 @@ async def test_a_taken_port_names_field_and_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ListenError, match=rf"ops_port: cannot listen on 127\.0\.0\.1:{port}"):
-            OpsListener(routes(CollectorRegistry(), FakeHealth()), "127.0.0.1", port)
+            HttpListener(
+                routes(CollectorRegistry(), FakeHealth()),
+                "127.0.0.1",
+                port,
+                field="server.ops_port",
+            )

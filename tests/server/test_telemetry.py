@@ -15,6 +15,7 @@ from server.catalog import BudgetState, BudgetView
 from server.engine.messages import StepKind, Timings, VariantLoad
 from server.errors import Status
 from server.observer import RequestRecord
+from server.shadow_scores import Shadowed, ShadowScores
 from server.telemetry import BUCKETS_S, Telemetry
 
 FAMILIES = {
@@ -35,9 +36,15 @@ FAMILIES = {
     "inference_batch_rows": "gauge",
     "inference_variant_info": "gauge",
     "inference_variant_size_bytes": "gauge",
+    "inference_variant_traffic_share": "gauge",
     "inference_variant_quality": "gauge",
     "inference_variant_speed": "gauge",
     "inference_variant_within_budget": "gauge",
+    "inference_shadow_positions": "counter",
+    "inference_shadow_agreements": "counter",
+    "inference_shadow_kl_lower_bound_nats": "counter",
+    "inference_shadow_tokens": "counter",
+    "inference_shadow_dropped": "counter",
     "inference_startup_seconds": "gauge",
 }
 
@@ -66,6 +73,8 @@ def test_families_are_the_documented_ones(
     telemetry.describe("int8", "digest", manifest)
     telemetry.measured("int8", host_figures)
     telemetry.took("load", 1.0, "int8")
+    telemetry.directed({"int8": 1.0})
+    telemetry.shadowed(Shadowed("baseline", "int8", 30, ShadowScores(20, 0.5, 18, -1.0)))
     telemetry.judged("int8", BudgetView(BudgetState.WITHIN, {"kl_mean": 0.1}))
     page = openmetrics(telemetry.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from server.engine.messages import (
     Finished,
     Generated,
     Sampling,
+    Scored,
     Submit,
 )
 
@@ -131,18 +133,17 @@ class Harness:
     def submit(
         self, request_id: str, prompt: Sequence[int], variant: str = "a", **options: object
     ) -> None:
-        deadline = options.pop("deadline_s", None)
+        of_submit = ("deadline_s", "stop_s", "priority", "constraint", "scoring")
+        more: Any = {name: options.pop(name) for name in of_submit if name in options}
         sampling = Sampling(**{"max_tokens": 8, "temperature": 0.0, **options})  # type: ignore[arg-type]
-        self.engine.post(
-            Submit(request_id, variant, tuple(prompt), sampling, 0.0, deadline)  # type: ignore[arg-type]
-        )
+        self.engine.post(Submit(request_id, variant, tuple(prompt), sampling, 0.0, **more))
 
     def final(self, request_id: str, timeout_s: float = 20.0) -> Finished | Failed:
         """Wait for the request's final event."""
 
         def ended() -> bool:
             events = self.events.get(request_id, [])
-            return bool(events) and not isinstance(events[-1], Generated)
+            return bool(events) and not isinstance(events[-1], (Generated, Scored))
 
         with self._changed:
             assert self._changed.wait_for(ended, timeout_s), f"{request_id} did not end"
@@ -166,7 +167,12 @@ class Harness:
 
     def finals(self, request_id: str) -> int:
         """How many final events came."""
-        return sum(not isinstance(event, Generated) for event in self.events.get(request_id, []))
+        running = (Generated, Scored)
+        return sum(not isinstance(event, running) for event in self.events.get(request_id, []))
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """(vocab,) of the model behind a prefix."""
+        return prefix_logits(tokens)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from artifacts.scores import in_blocks, score
 from server.engine.distribution import block_sums, draw, top_indices, top_tokens
 from server.engine.messages import Sampling, Submit, Token
 from server.engine.randomness import Uniforms
-from server.engine.sampler import Sampler
+from server.engine.sampler import Sampler, Unsampled
 from server.engine.sequence import Sequence
 
 uniforms = Uniforms().at
@@ -27,17 +28,17 @@ def _sequence(sampling: Sampling, prompt: tuple[int, ...] = (1, 2, 3)) -> Sequen
     return Sequence(Submit("r", "v", prompt, sampling, 0.0))
 
 
-def _sample(sampler: Sampler, logits: np.ndarray, *sequences: Sequence) -> list[Token | None]:
+def _sample(sampler: Sampler, logits: np.ndarray, *sequences: Sequence) -> list[Any]:
     """Sample as a lane does: the session computes what the sampler wants of it."""
     wanted = [sampler.temperature(sequence) for sequence in sequences]
-    return sampler.sample(score(logits, wanted), sequences)
+    return sampler.sample(score(logits, wanted), sequences, range(len(sequences)))
 
 
 def _drawn(scores: np.ndarray, sampling: Sampling, position: int) -> int:
     sequence = _sequence(sampling)
     sequence.known = position
     (token,) = _sample(Sampler(len(scores)), scores[None], sequence)
-    assert token is not None
+    assert isinstance(token, Token)
     return token.token_id
 
 
@@ -202,7 +203,7 @@ def test_non_finite_logits_give_no_token() -> None:
     logits[1, 4] = 1
     sampling = Sampling(max_tokens=3, temperature=0.0)
     tokens = _sample(Sampler(10), logits, _sequence(sampling), _sequence(sampling))
-    assert tokens[0] is None
+    assert tokens[0] is Unsampled.NOT_FINITE
     assert tokens[1] is not None
     assert tokens[1].token_id == 4
 
@@ -218,7 +219,7 @@ def test_one_logit_that_is_no_number_gives_no_token(
     logits[0, where] = np.nan
     sampling = Sampling(max_tokens=3, temperature=temperature, logit_bias=bias)
     with np.errstate(invalid="ignore"):
-        assert _sample(Sampler(400), logits, _sequence(sampling)) == [None]
+        assert _sample(Sampler(400), logits, _sequence(sampling)) == [Unsampled.NOT_FINITE]
 
 
 def test_a_penalty_does_not_choose_what_is_no_number() -> None:
@@ -227,7 +228,7 @@ def test_a_penalty_does_not_choose_what_is_no_number() -> None:
     scores = score(logits, [0.0])
     logits[0, 7] = np.nan
     sampling = Sampling(max_tokens=3, temperature=0.0, logit_bias=ALONE)
-    assert Sampler(400).sample(scores, [_sequence(sampling)]) == [None]
+    assert Sampler(400).sample(scores, [_sequence(sampling)], [0]) == [Unsampled.NOT_FINITE]
 
 
 def test_rows_of_every_kind_share_a_step() -> None:

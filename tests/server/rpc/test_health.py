@@ -90,6 +90,7 @@ async def test_reflection_lists_the_services_and_describes_ours(
     listed, described = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
     assert {
         "inference_unlimited.v1.Inference",
+        "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     } == {service.name for service in listed.list_services_response.service}

@@ -97,7 +97,9 @@ async def served(
     """A core over a real engine, and a client of it."""
     executor = ThreadPoolExecutor(1)
     engine = Engine(lambda events: core.deliver(events), loads)  # noqa: PLW0108 - core is next
-    core = Core(catalog, engine.post, executor=executor, observer=recorder)
+    core = Core(
+        catalog, engine.post, executor=executor, grammar_executor=executor, observer=recorder
+    )
     for name in ("baseline", "int8"):
         engine.post(Attach(name, HashSession(), HashSession, 512, step_tokens=64))
     engine.start()

@@ -1,0 +1,161 @@
+"""Requests of the Open Inference Protocol into calls, as Triton's LLM backends read them.
+
+Inputs are ``text_input`` and, each optional, ``stream``, ``sampling_parameters`` (a JSON object),
+``exclude_input_in_output``, ``return_finish_reason``, ``return_num_input_tokens``,
+``return_num_output_tokens``, ``return_cumulative_logprob``; sampling may also be given by inputs or
+by request parameters of the same names. Knows nothing of how answers are sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from protos import open_inference_pb2 as oip
+from server.calls import GenerateCall
+from server.errors import InvalidRequestError, UnknownVariantError
+from server.json_request import JsonSampling, read
+from server.routing import ROUTED
+from server.rpc.tensors import single_elements
+
+VERSION = "1"
+"""The one version of every model: a variant that changes gets another name."""
+
+FLAGS: Mapping[str, str] = {
+    "return_finish_reason": "finish_reason",
+    "return_cumulative_logprob": "cumulative_logprob",
+    "return_num_input_tokens": "num_input_tokens",
+    "return_num_output_tokens": "num_output_tokens",
+}
+"""Which input asks for which output besides ``text_output``."""
+
+_EMPTY_FINAL = "triton_enable_empty_final_response"
+# What Triton's client library always sends, and only these values mean nothing.
+_OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
+
+
+@dataclass(frozen=True, slots=True)
+class InferCall:
+    """One request of the protocol.
+
+    Attributes:
+        call: What the core is asked.
+        streams: Whether each step is sent by itself.
+        outputs: Names of the outputs that are wanted.
+        raw: Whether outputs are written as bytes, as the inputs were.
+        empty_final: Whether a last response without outputs follows the answer.
+    """
+
+    call: GenerateCall
+    streams: bool
+    outputs: frozenset[str]
+    raw: bool
+    empty_final: bool
+
+
+def infer_call(
+    request: oip.ModelInferRequest, *, received_s: float, remaining_s: float | None
+) -> InferCall:
+    """Read a request.
+
+    Raises:
+        RequestError: A field is wrong.
+    """
+    check_version(request.model_version)
+    inputs = dict(single_elements(request))
+    parameters = {name: _value(value) for name, value in request.parameters.items()}
+    text = inputs.pop("text_input", None)
+    if not isinstance(text, str):
+        raise InvalidRequestError(
+            "inputs", "have no text_input of datatype BYTES", "send the prompt in it"
+        )
+    streams = bool(inputs.pop("stream", False))
+    # As Triton's vLLM backend: a whole answer begins with its prompt unless told otherwise.
+    echo = not inputs.pop("exclude_input_in_output", streams)
+    if echo and streams:
+        raise InvalidRequestError(
+            "exclude_input_in_output", "cannot be false in a stream", "leave it out"
+        )
+    wanted = {output for flag, output in FLAGS.items() if inputs.pop(flag, False)}
+    outputs = _outputs(request, wanted)
+    empty_final = bool(parameters.pop(_EMPTY_FINAL, False))
+    timeout_s = _timeout_s(parameters)
+    if any(parameters.pop(name, 0) for name in _OF_SEQUENCES):
+        raise InvalidRequestError("parameters.sequence_id", "is not served", "leave it out")
+    sampling = _sampling(inputs, parameters)
+    ends = [limit for limit in (remaining_s, timeout_s) if limit is not None]
+    call = GenerateCall(
+        prompt=text,
+        received_s=received_s,
+        variant=variant_of(request.model_name),
+        sampling=sampling.sampling(logprobs=0 if "cumulative_logprob" in outputs else None),
+        deadline_s=received_s + min(ends) if ends else None,
+        echo=echo,
+        truncate_prompt_tokens=sampling.truncate_prompt_tokens,
+        priority=sampling.priority,
+        response_format=sampling.format(),
+    )
+    raw = bool(request.raw_input_contents)
+    return InferCall(call, streams, outputs, raw, empty_final)
+
+
+def variant_of(model: str) -> str:
+    """The variant of a model's name; empty for routed traffic."""
+    return "" if model == ROUTED else model
+
+
+def check_version(version: str) -> None:
+    """Refuse any version but the one.
+
+    Raises:
+        UnknownVariantError: It is another.
+    """
+    if version not in ("", VERSION):
+        raise UnknownVariantError(
+            f"model_version: {version[:64]!r} is unknown; leave it empty or use {VERSION!r}."
+        )
+
+
+def _sampling(inputs: dict[str, Any], parameters: dict[str, Any]) -> JsonSampling:
+    """From ``sampling_parameters``, then inputs and parameters of the same names."""
+    written = inputs.pop("sampling_parameters", "{}")
+    try:
+        content = json.loads(written)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidRequestError(
+            "sampling_parameters", f"is no valid JSON: {error}", "send a JSON object"
+        ) from error
+    if not isinstance(content, dict):
+        raise InvalidRequestError("sampling_parameters", "is no object", "send a JSON object")
+    for name in (*inputs, *parameters):
+        if name not in JsonSampling.model_fields:
+            known = "text_input, stream, sampling_parameters"
+            raise InvalidRequestError(
+                f"inputs.{name[:64]}", "is not known", f"send {known} or names of sampling"
+            )
+    return read(JsonSampling, {**content, **parameters, **inputs}, where="sampling_parameters")
+
+
+def _outputs(request: oip.ModelInferRequest, wanted: set[str]) -> frozenset[str]:
+    known = {"text_output", *FLAGS.values()}
+    asked = {output.name for output in request.outputs}
+    if unknown := sorted(asked - known):
+        raise InvalidRequestError(
+            f"outputs.{unknown[0][:64]}", "is not known", f"use: {', '.join(sorted(known))}"
+        )
+    return frozenset((asked or {"text_output"}) | wanted)
+
+
+def _timeout_s(parameters: dict[str, Any]) -> float | None:
+    """Seconds of Triton's ``timeout``, which is in microseconds; 0 is none."""
+    microseconds = parameters.pop("timeout", 0)
+    if not isinstance(microseconds, int) or microseconds < 0:
+        raise InvalidRequestError("parameters.timeout", "is no number", "send microseconds")
+    return microseconds / 1e6 if microseconds else None
+
+
+def _value(parameter: oip.InferParameter) -> Any:
+    field = parameter.WhichOneof("parameter_choice")
+    return None if field is None else getattr(parameter, field)
