@@ -139,6 +139,7 @@ def scene(manifest: Manifest) -> Callable[..., Scene]:
                 limits=LIMITS,
                 load_s=1.0,
                 warm_up_s=0.5,
+                template=None,
             )
 
         lifecycle = Lifecycle(
