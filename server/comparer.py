@@ -73,8 +73,8 @@ class Comparer(RequestObserver):
     """Remembers the latest of both kinds. Lives on the event loop.
 
     Attributes:
-        seconds_per_token: Engine seconds per token that a variant has computed since the server
-            began; None where there is none.
+        seconds_per_token: Engine seconds per token that a variant has computed since its artifact
+            serves; None where there is none.
     """
 
     seconds_per_token: Callable[[str], float | None]

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import structlog
 
+from artifacts import machine
 from artifacts.errors import ArtifactError, BugError, CorruptArtifactError, StoreError
 from artifacts.host_figures import HostFigures
 from artifacts.isa import isa_class
@@ -109,6 +110,7 @@ class Lifecycle:
         """Take no new requests, wait until those that run have ended, and let the memory go."""
         await self._detached(name, VariantState.UNLOADED)
         self.variants.change(name, tokenizer=None, template=None, limits=None)
+        await asyncio.to_thread(machine.give_memory_back)
 
     async def _bring_up_alone(self, name: str) -> None:
         async with self.one_at_a_time:

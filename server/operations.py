@@ -164,6 +164,11 @@ class Operations:
                 self._refuse_when_closed()
             raise
 
+    @property
+    def traffic(self) -> Traffic:
+        """Where routed traffic goes."""
+        return self._history.now
+
     def set_traffic(self, weights: Mapping[str, float], shadow: Shadow | None) -> Traffic:
         """Direct routed traffic, and choose who is judged on it.
 

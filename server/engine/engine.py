@@ -254,6 +254,7 @@ class Engine:
         self._turns.remove(variant)
         self._turns.remove(variant + _BACKGROUND)
         self._settle(lane, lane.fail_all(FailureCode.UNAVAILABLE, message))
+        del lane  # and its session: who hears that it is gone may count on the memory
         if (leaving := self._leaving.pop(variant, None)) is not None:
             leaving.gone()
 

@@ -58,6 +58,14 @@ class AdminService(pb_grpc.AdminServicer):
                 shadow = Shadow(request.shadow.candidate, request.shadow.fraction)
             return _message(self.operations.set_traffic(dict(request.weights), shadow))
 
+    async def GetTraffic(  # noqa: N802
+        self, request: pb.GetTrafficRequest, context: Any
+    ) -> pb.Traffic:
+        """Where routed traffic goes."""
+        del request
+        async with answering(self._core, context, "GetTraffic"):
+            return _message(self.operations.traffic)
+
     async def Promote(self, request: pb.PromoteRequest, context: Any) -> pb.Traffic:  # noqa: N802
         """Give one variant all routed traffic."""
         async with answering(self._core, context, "Promote"):
