@@ -24,9 +24,9 @@ class RequestRecord:
         prompt_tokens: Tokens of the prompt; 0 when it was refused before they were counted.
         completion_tokens: Generated tokens of all choices, up to the stop.
         cached_tokens: Prompt tokens whose cache entries were reused.
-        choices: How many answers it has tokens of.
         timings: Queue, prefill and decode seconds; only when it ended well (else a cancelled or
             refused request would pull the latencies down).
+        choices: How many answers it has tokens of.
     """
 
     variant: str
@@ -35,8 +35,8 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    choices: int = 0
     timings: Timings | None = None
+    choices: int = 0
 
 
 class RequestObserver:

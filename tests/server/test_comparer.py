@@ -29,7 +29,7 @@ def request(
     variant: str, prompt: int, first_s: float, *, tokens: int = 11, gap_s: float = 0.01, n: int = 1
 ) -> RequestRecord:
     timings = Timings(first_s / 2, first_s / 2, (tokens - 1) * gap_s)
-    return RequestRecord(variant, Status.OK, 1.0, prompt, tokens * n, 0, n, timings)
+    return RequestRecord(variant, Status.OK, 1.0, prompt, tokens * n, 0, timings, n)
 
 
 def judged(positions: int, kl: float, agreements: int, difference: float = 0.0) -> Shadowed:
