@@ -65,6 +65,10 @@ class Traffic(_message.Message):
     shadow: Shadow
     def __init__(self, weights: _Optional[_Mapping[str, float]] = ..., shadow: _Optional[_Union[Shadow, _Mapping]] = ...) -> None: ...
 
+class GetTrafficRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class PromoteRequest(_message.Message):
     __slots__ = ("variant",)
     VARIANT_FIELD_NUMBER: _ClassVar[int]

@@ -50,6 +50,11 @@ class AdminStub:
                 request_serializer=protos_dot_admin__pb2.SetTrafficRequest.SerializeToString,
                 response_deserializer=protos_dot_admin__pb2.Traffic.FromString,
                 _registered_method=True)
+        self.GetTraffic = channel.unary_unary(
+                '/inference_unlimited.v1.Admin/GetTraffic',
+                request_serializer=protos_dot_admin__pb2.GetTrafficRequest.SerializeToString,
+                response_deserializer=protos_dot_admin__pb2.Traffic.FromString,
+                _registered_method=True)
         self.Promote = channel.unary_unary(
                 '/inference_unlimited.v1.Admin/Promote',
                 request_serializer=protos_dot_admin__pb2.PromoteRequest.SerializeToString,
@@ -72,7 +77,8 @@ class AdminServicer:
 
     def LoadVariant(self, request, context):
         """Builds (or finds) a variant, warms it up and lets it serve; streams its state as it changes, and
-        ends when it is ready or has failed. Who leaves the stream does not stop it. Traffic stays.
+        ends when it is ready or has failed. Who leaves the stream does not stop it. Traffic stays as it
+        is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +98,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTraffic(self, request, context):
+        """The weights of routed traffic and the shadow as they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Promote(self, request, context):
         """Gives one variant all routed traffic.
         """
@@ -100,7 +113,8 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Takes the latest change of traffic that was not taken back yet back.
+        """Takes the latest change of traffic back that was not taken back yet. Variants that do not serve
+        any more are left out, and what would leave none is passed over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +143,11 @@ def add_AdminServicer_to_server(servicer, server):
             'SetTraffic': grpc.unary_unary_rpc_method_handler(
                     servicer.SetTraffic,
                     request_deserializer=protos_dot_admin__pb2.SetTrafficRequest.FromString,
+                    response_serializer=protos_dot_admin__pb2.Traffic.SerializeToString,
+            ),
+            'GetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTraffic,
+                    request_deserializer=protos_dot_admin__pb2.GetTrafficRequest.FromString,
                     response_serializer=protos_dot_admin__pb2.Traffic.SerializeToString,
             ),
             'Promote': grpc.unary_unary_rpc_method_handler(
@@ -227,6 +246,33 @@ class Admin:
             target,
             '/inference_unlimited.v1.Admin/SetTraffic',
             protos_dot_admin__pb2.SetTrafficRequest.SerializeToString,
+            protos_dot_admin__pb2.Traffic.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference_unlimited.v1.Admin/GetTraffic',
+            protos_dot_admin__pb2.GetTrafficRequest.SerializeToString,
             protos_dot_admin__pb2.Traffic.FromString,
             options,
             channel_credentials,

@@ -69,6 +69,7 @@ class Account:
                 prompt_tokens=self.usage.prompt_tokens,
                 completion_tokens=self.usage.completion_tokens,
                 cached_tokens=self.usage.cached_tokens,
+                choices=len(self._last_tokens_s),
                 timings=self.timings if self.status is Status.OK else None,
             )
         )

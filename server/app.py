@@ -23,10 +23,12 @@ from artifacts.host_figures import HostFigures, read_figures
 from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.runtime import Threads, share_threads
 from artifacts.store import Store
+from server.allowed import Allowed
 from server.announcer import Announcer
 from server.catalog import VariantState, VariantView
 from server.comparer import Comparer
 from server.comparison.machine import this_machine
+from server.config.budgets import budget_with
 from server.core import Core
 from server.engine.engine import Engine
 from server.exit_codes import ExitCode
@@ -35,7 +37,7 @@ from server.limits import RequestLimits
 from server.listeners import Addresses, Listeners
 from server.loading import LoadSettings, load
 from server.observer import Observers
-from server.operations import Allowed, Operations
+from server.operations import Operations
 from server.ops import routes
 from server.optimizer import Optimizer
 from server.planning import Planned, chains_of, plan_one
@@ -128,6 +130,7 @@ class App:
             ),
             chains=chains_of(config),
             budgets=planned.budgets,
+            budget=partial(budget_with, config),
             added=self._telemetry.add_variant,
         )
         self._health = HealthService()
@@ -177,8 +180,9 @@ class App:
         return self._alive and self._engine.alive()
 
     def serving(self) -> bool:
-        """Whether the default variant takes requests."""
-        return self._serves(self._variants.views[0])
+        """Whether any variant that routed traffic goes to takes requests."""
+        takers = self._variants.takers
+        return any(self._serves(view) for view in self._variants.views if view.name in takers)
 
     def draining(self) -> bool:
         """Whether the server is on its way out."""

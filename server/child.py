@@ -69,6 +69,10 @@ class Child:
         # Right after exec the child is one thread, and later ones inherit the priority.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _LOWEST_PRIORITY)
+        # Where Linux groups processes by session, niceness counts within a session alone, and the
+        # child leads one of its own: what has to give way is the group.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(_LOWEST_PRIORITY))
 
     async def tell(self, line: str) -> None:
         """Write one line; stdin stays open, since its end is the child's signal to go."""

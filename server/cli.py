@@ -14,6 +14,7 @@ from server.commands.generate import generate
 from server.commands.prune_store import prune_store
 from server.commands.search import search
 from server.commands.serve import serve
+from server.commands.traffic import traffic_commands
 from server.commands.variants import variants
 
 
@@ -34,6 +35,7 @@ def application() -> typer.Typer:
     app.command()(bench)
     app.command()(generate)
     app.command()(variants)
+    app.add_typer(traffic_commands(), name="traffic")
     app.command("prune-store")(prune_store)
     return app
 

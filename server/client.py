@@ -15,12 +15,15 @@ from typing import Any
 
 import grpc
 
+from protos import admin_pb2 as admin
+from protos import admin_pb2_grpc as admin_grpc
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 from server.errors import ServerError
 
 DEFAULT_TARGET = "localhost:50051"
 CONNECT_TIMEOUT_S = 5.0
+_COMPARE_TIMEOUT_S = 60.0  # resampling takes some seconds on a busy machine
 _OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)
 _REMEDY = "Start one with `inference-unlimited serve`, or name another with --target."
 
@@ -48,6 +51,7 @@ class Client:
 
     def __init__(self, channel: grpc.Channel, metadata: Metadata = ()) -> None:
         self._stub: Any = pb_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+        self._admin: Any = admin_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = metadata
 
     def generate(
@@ -76,6 +80,70 @@ class Client:
                 pb.ListVariantsRequest(), timeout=CONNECT_TIMEOUT_S, metadata=self._metadata
             )
         return list(response.variants)
+
+    def load(self, request: admin.LoadVariantRequest) -> Iterator[pb.Variant]:
+        """Load a variant; its state as it changes. Leaving the iterator does not stop the load.
+
+        Raises:
+            RefusedError: The server says no.
+        """
+        with _refusals():
+            yield from self._admin.LoadVariant(request, metadata=self._metadata)
+
+    def unload(self, variant: str) -> None:
+        """Unload a variant; waits until its requests have ended.
+
+        Raises:
+            RefusedError: The server says no.
+        """
+        request = admin.UnloadVariantRequest(variant=variant)
+        with _refusals():
+            self._admin.UnloadVariant(request, metadata=self._metadata)
+
+    def set_traffic(self, request: admin.SetTrafficRequest) -> admin.Traffic:
+        """Direct routed traffic; gives what it is now.
+
+        Raises:
+            RefusedError: The server says no.
+        """
+        return self._answer(self._admin.SetTraffic, request)
+
+    def promote(self, variant: str) -> admin.Traffic:
+        """Give one variant all routed traffic; gives what traffic is now.
+
+        Raises:
+            RefusedError: The server says no.
+        """
+        return self._answer(self._admin.Promote, admin.PromoteRequest(variant=variant))
+
+    def roll_back(self) -> admin.Traffic:
+        """Take the latest change of traffic back; gives what traffic is now.
+
+        Raises:
+            RefusedError: The server says no.
+        """
+        return self._answer(self._admin.Rollback, admin.RollbackRequest())
+
+    def traffic(self) -> admin.Traffic:
+        """What traffic is.
+
+        Raises:
+            RefusedError: The server says no.
+        """
+        return self._answer(self._admin.GetTraffic, admin.GetTrafficRequest())
+
+    def compare(self, baseline: str, candidate: str) -> admin.CompareResponse:
+        """Two variants on the server's own traffic.
+
+        Raises:
+            RefusedError: The server says no.
+        """
+        request = admin.CompareRequest(baseline=baseline, candidate=candidate)
+        return self._answer(self._admin.Compare, request, timeout_s=_COMPARE_TIMEOUT_S)
+
+    def _answer(self, method: Any, request: Any, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
+        with _refusals():
+            return method(request, timeout=timeout_s, metadata=self._metadata)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Two variants compared on a server's own traffic: what the shadow and the split have shown so far.
 
-Owns what is remembered of both (the latest answers, bounded) and how figures are made of it.
+Owns what is remembered of both (the latest answers, bounded) and what is made of it.
 Quality is paired: each answer is judged by both variants. Latency is not: different requests went
 to each, so they are compared within classes of prompts of like length. Knows nothing of gRPC.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,15 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog import VariantState, VariantView
-from server.comparison.statistics import Estimate, mean_over_documents
+from server.comparison.statistics import Estimate
+from server.intervals import FEWEST_REQUESTS, mean_over_answers, stratified_ratio
 from server.observer import RequestObserver, RequestRecord
 from server.shadow_scores import Shadowed
 
 _REMEMBERED = 4096
-_FEWEST_IN_CLASS = 5
-_FEWEST = 20
-_RESAMPLES = 2000
-_LEVEL = 0.95
 _MEASURES = ("time_to_first_token_seconds", "inter_token_latency_seconds")
 
 
@@ -76,8 +73,8 @@ class Comparer(RequestObserver):
     """Remembers the latest of both kinds. Lives on the event loop.
 
     Attributes:
-        seconds_per_token: Engine seconds per token that a variant has computed since the server
-            began; None where there is none.
+        seconds_per_token: Engine seconds per token that a variant has computed since its artifact
+            serves; None where there is none.
     """
 
     seconds_per_token: Callable[[str], float | None]
@@ -88,6 +85,7 @@ class Comparer(RequestObserver):
         default_factory=lambda: defaultdict(_judged)
     )
 
+    _dropped: Counter[str] = field(default_factory=Counter)  # by candidate
     _artifacts: dict[str, str] = field(default_factory=dict)
 
     def finished(self, record: RequestRecord) -> None:
@@ -96,17 +94,24 @@ class Comparer(RequestObserver):
         if timings is None or not record.variant or not record.completion_tokens:
             return
         latencies = {_MEASURES[0]: timings.queue_s + timings.prefill_s}
-        if record.completion_tokens > 1:
-            latencies[_MEASURES[1]] = timings.decode_s / (record.completion_tokens - 1)
+        # Choices run side by side: the gaps of one of them took the time.
+        gaps = record.completion_tokens / max(record.choices, 1) - 1
+        if gaps >= 1:
+            latencies[_MEASURES[1]] = timings.decode_s / gaps
         self._requests[record.variant].append(_Request(record.prompt_tokens, latencies))
 
     def shadowed(self, one: Shadowed) -> None:
         """Remember an answer that a candidate was judged on."""
         self._shadowed[one.serving, one.candidate].append(one)
 
+    def shadow_dropped(self, candidate: str) -> None:
+        """Count an answer that a candidate was not judged on after all."""
+        self._dropped[candidate] += 1
+
     def forget(self, variant: str) -> None:
         """Another artifact serves under this name from now on."""
         self._requests.pop(variant, None)
+        self._dropped.pop(variant, None)
         for pair in [pair for pair in self._shadowed if variant in pair]:
             del self._shadowed[pair]
 
@@ -123,6 +128,11 @@ class Comparer(RequestObserver):
         ours, theirs = [*self._requests[candidate]], [*self._requests[baseline]]
         judged = [*self._shadowed[baseline, candidate]]
         shadow, ratios, notes = await asyncio.to_thread(_figures, judged, ours, theirs)
+        if dropped := self._dropped[candidate]:
+            notes.append(
+                f"{dropped} answers were not judged by the candidate: the engine was busy, or they "
+                "did not fit (too long, or of another vocabulary)."
+            )
         return Comparison(
             baseline,
             candidate,
@@ -147,8 +157,8 @@ def _figures(
         ratio = stratified_ratio(_samples(ours, measure), _samples(theirs, measure))
         if ratio is None:
             notes.append(
-                f"Too few requests of like prompts for {measure}: each variant needs {_FEWEST} in "
-                "classes that both have answered."
+                f"Too few requests of like prompts for {measure}: each variant needs "
+                f"{FEWEST_REQUESTS} in classes that both have answered."
             )
         else:
             ratios[measure] = ratio
@@ -161,15 +171,14 @@ def _figures(
 
 def _shadow(judged: Sequence[Shadowed]) -> ShadowComparison:
     scores = [one.scores for one in judged]
-    positions = [score.positions for score in scores]
+    counts = np.array([score.positions for score in scores], np.float64)
 
     def mean(sums: Iterable[float]) -> Estimate:
-        values = [total / count for total, count in zip(sums, positions, strict=True)]
-        return mean_over_documents(values, [float(count) for count in positions])
+        return mean_over_answers(np.array([*sums], np.float64), counts)
 
     return ShadowComparison(
-        answers=len(judged),
-        positions=sum(positions),
+        answers=len(scores),
+        positions=sum(score.positions for score in scores),
         kl_lower_bound=mean(score.kl_lower_bound for score in scores),
         top1_agreement=mean(score.agreements for score in scores),
         logprob_difference=mean(score.logprob_difference for score in scores),
@@ -183,42 +192,3 @@ def _samples(requests: Sequence[_Request], measure: str) -> dict[int, NDArray[np
         if (latency := request.latencies.get(measure)) is not None and latency > 0:
             classes[request.prompt_tokens.bit_length()].append(math.log(latency))
     return {key: np.array(values) for key, values in classes.items()}
-
-
-def stratified_ratio(
-    ours: Mapping[int, NDArray[np.float64]], theirs: Mapping[int, NDArray[np.float64]]
-) -> Estimate | None:
-    """The typical ratio of two samples of logarithms, compared class by class.
-
-    The difference of the means of each class, weighted by the product of both counts over their
-    sum (as its precision is), with a percentile bootstrap within the classes (Efron and Tibshirani,
-    An Introduction to the Bootstrap, 1993, chapter 13).
-
-    Returns:
-        None where the classes that both have are too small.
-    """
-    shared = [
-        (ours[key], theirs[key])
-        for key in sorted(ours.keys() & theirs.keys())
-        if min(len(ours[key]), len(theirs[key])) >= _FEWEST_IN_CLASS
-    ]
-    if min((sum(len(pair[side]) for pair in shared) for side in (0, 1)), default=0) < _FEWEST:
-        return None
-    weights = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in shared])
-    weights /= weights.sum()
-    value = float(sum(w * (a.mean() - b.mean()) for w, (a, b) in zip(weights, shared, strict=True)))
-    rng = np.random.default_rng(0)
-    drawn = np.zeros(_RESAMPLES)
-    for weight, (a, b) in zip(weights, shared, strict=True):
-        drawn += weight * (_means(a, rng) - _means(b, rng))
-    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Estimate(math.exp(value), math.exp(float(low)), math.exp(float(high)))
-
-
-def _means(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """(resamples,) means of resamples; in parts, so that memory stays small."""
-    means = np.empty(_RESAMPLES)
-    for begin in range(0, _RESAMPLES, 100):
-        drawn = rng.integers(0, len(values), (100, len(values)))
-        means[begin : begin + 100] = values[drawn].mean(axis=1)
-    return means

@@ -123,21 +123,22 @@ class Core:
         self._idle.clear()
         try:
             accepted = await self._intake.accept(call, account)
-            looked_at = self._shadowing.wanted(accepted.serving)
-            answer = self._submit(accepted, account, recorded=looked_at)
+            candidate = self._shadowing.candidate_for(accepted.serving)
+            answer = self._submit(accepted, account, recorded=candidate is not None)
             unfinished = len(accepted.submits)
             tokens: list[Token] = []
             try:
                 while unfinished:
                     output = await answer.next()
                     account.handed_over(len(output.tokens), output.choice)
-                    if looked_at and output.choice == 0:
+                    if candidate is not None and output.choice == 0:
                         tokens.extend(output.tokens)
                     if output.finish is not None:
                         unfinished -= 1
                         if not unfinished:
                             account.status = Status.OK
-                            self._shadowing.look_at(accepted.serving, accepted.submits[0], tokens)
+                            first = accepted.submits[0]
+                            self._shadowing.look_at(accepted.serving, candidate, first, tokens)
                     yield output
             finally:
                 account.usage, account.timings = answer.usage, answer.timings
@@ -249,7 +250,8 @@ class Core:
         """Hand an accepted call to the engine."""
         submits = accepted.submits
         if recorded:
-            submits = (replace(submits[0], recorded=RECORDED), *submits[1:])
+            count = min(RECORDED, accepted.serving.manifest.graph.vocab_size)
+            submits = (replace(submits[0], recorded=count), *submits[1:])
         ids = [submit.request_id for submit in submits]
         mailbox = self._mailroom.open(ids, accepted.served)
         choices = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Protocol
 
 import structlog
 
+from artifacts import machine
 from artifacts.errors import ArtifactError, BugError, CorruptArtifactError, StoreError
 from artifacts.host_figures import HostFigures
 from artifacts.isa import isa_class
@@ -90,9 +91,10 @@ class Lifecycle:
         """Bring every variant to READY or FAILED, then judge those that serve unverified."""
         for name, planned in self.planned.items():
             self.variants.change(name, chain=planned.chain, recipe=planned.recipe)
-        for name in self.variants.names():
+        names = self.variants.names()  # others may be loaded meanwhile
+        for name in names:
             await self._bring_up_alone(name)
-        await self._verify_waiting()
+        await self._verify_waiting(names)
 
     async def bring_up(self, name: str, planned: PlannedVariant, budget: Budget | None) -> None:
         """Bring one variant up while others serve; ``Variants`` knows it already."""
@@ -102,19 +104,23 @@ class Lifecycle:
             self.budgets[name] = budget
         self.variants.change(name, chain=planned.chain, recipe=planned.recipe)
         await self._bring_up_alone(name)
-        await self._verify_waiting()
+        await self._verify_waiting((name,))
 
     async def take_down(self, name: str) -> None:
         """Take no new requests, wait until those that run have ended, and let the memory go."""
         await self._detached(name, VariantState.UNLOADED)
+        self.variants.change(name, tokenizer=None, template=None, limits=None)
+        await asyncio.to_thread(machine.give_memory_back)
 
     async def _bring_up_alone(self, name: str) -> None:
         async with self.one_at_a_time:
             with self._losing_only(name):
                 await self._bring_up(name, self.planned[name])
 
-    async def _verify_waiting(self) -> None:
+    async def _verify_waiting(self, names: Sequence[str]) -> None:
         for name in self._judging.waiting():
+            if name not in names:  # whoever brings it up looks after it
+                continue
             with self._losing_only(name):
                 await self._verify(name)
 

@@ -22,10 +22,11 @@ class RequestRecord:
         status: How it ended.
         duration_s: Seconds from the request read to its last message handed to the stream.
         prompt_tokens: Tokens of the prompt; 0 when it was refused before they were counted.
-        completion_tokens: Generated tokens, up to the stop.
+        completion_tokens: Generated tokens of all choices, up to the stop.
         cached_tokens: Prompt tokens whose cache entries were reused.
         timings: Queue, prefill and decode seconds; only when it ended well (else a cancelled or
             refused request would pull the latencies down).
+        choices: How many answers it has tokens of.
     """
 
     variant: str
@@ -35,6 +36,7 @@ class RequestRecord:
     completion_tokens: int = 0
     cached_tokens: int = 0
     timings: Timings | None = None
+    choices: int = 0
 
 
 class RequestObserver:

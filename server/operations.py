@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
+import structlog
+
 from artifacts.protocol import FieldError, PlannedVariant
+from server.allowed import Allowed
 from server.budget import Budget
-from server.catalog import VariantState, VariantView
-from server.config.fields import NAME_PATTERN
+from server.catalog import BudgetState, VariantState, VariantView
+from server.config.fields import NAME_PATTERN, BudgetSection
 from server.engine.messages import Command, Reweigh
 from server.errors import (
     AlreadyExistsError,
     InvalidRequestError,
+    OptimizerError,
     PreconditionError,
+    RequestError,
     UnavailableError,
     UnknownVariantError,
 )
@@ -32,10 +35,11 @@ from server.variants import Variants, engine_share
 
 _MOST_VARIANTS = 64
 _HEAVIEST = 1_000_000.0
-_DEMO = "demo"
-_MODEL_KEYS = frozenset({"model", "substitute"})
 _GONE = frozenset({VariantState.FAILED, VariantState.UNLOADED})
 _SETTLED = frozenset({VariantState.READY, *_GONE})
+_OF_ANOTHER = ("error", "artifact", "manifest", "budget", "figures")  # than what is loaded
+
+_log = structlog.get_logger(__name__)
 
 
 class Loading(Protocol):
@@ -60,26 +64,6 @@ class Planner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """What a chain that comes from outside may name.
-
-    Attributes:
-        models: Hub ids.
-        roots: Folders below which models and files may lie.
-    """
-
-    models: frozenset[str] = frozenset()
-    roots: tuple[Path, ...] = ()
-
-    def permits(self, name: str) -> bool:
-        """Whether a model or a file may be named."""
-        if name in self.models or name == _DEMO:
-            return True
-        path = Path(name).expanduser().resolve()
-        return any(path.is_relative_to(root.resolve()) for root in self.roots)
-
-
 class Operations:
     """One server's operations.
 
@@ -90,7 +74,8 @@ class Operations:
         post: Hands commands to the engine.
         allowed: What chains may name.
         chains: Of the config's variants, as they were read.
-        budgets: Of the config's variants.
+        budgets: Of the config's variants that have one.
+        budget: The config's, with the fields that are sent for one variant in their place.
         added: Is told of a variant that there was not before.
     """
 
@@ -104,6 +89,7 @@ class Operations:
         allowed: Allowed,
         chains: Mapping[str, Sequence[Any]],
         budgets: Mapping[str, Budget],
+        budget: Callable[[BudgetSection | None], Budget | None],
         added: Callable[[str], None],
     ) -> None:
         self._variants = variants
@@ -112,7 +98,9 @@ class Operations:
         self._post = post
         self._allowed = allowed
         self._chains = dict(chains)
-        self._budgets = dict(budgets)
+        self._budgets: dict[str, Budget | None] = dict.fromkeys(chains)
+        self._budgets.update(budgets)
+        self._budget = budget
         self._added = added
         self._history = History(Traffic(dict(variants.traffic)))
         self._busy: set[str] = set()
@@ -120,31 +108,27 @@ class Operations:
         self._closed = False
 
     async def load(
-        self, name: str, chain: Sequence[Any] | None, budget: Budget | None
+        self, name: str, chain: Sequence[Any] | None, budget: BudgetSection | None
     ) -> AsyncGenerator[VariantView]:
         """Load a variant; gives its view whenever it changes, until it is ready or has failed.
+
+        Who leaves does not stop it, from the first moment on.
 
         Args:
             name: A new one, or that of a variant that does not serve.
             chain: Its stages; None for those that it had.
-            budget: What it may lose; None for what it had.
+            budget: What it may lose; None for what it had, or what the config says of all.
 
         Raises:
             RequestError: It is not even begun.
         """
         chain = self._check_load(name, chain)
         self._busy.add(name)
-        try:
-            planned = await self._planned(name, chain)
-        except BaseException:
-            self._busy.discard(name)
-            raise
-        self._chains[name] = chain
-        if budget is not None:
-            self._budgets[name] = budget
         changed = asyncio.Event()
-        # Who leaves the stream does not stop the work.
-        self._start(self._load(name, planned, changed))
+        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        begun.add_done_callback(lambda done: done.exception())  # there may be nobody to hear it
+        self._start(self._load(name, chain, budget, begun=begun, changed=changed))
+        await asyncio.shield(begun)
         async for view in self._views(name, changed):
             yield view
 
@@ -154,30 +138,36 @@ class Operations:
         Raises:
             RequestError: It does not serve, or traffic still goes to it.
         """
+        self._refuse_when_closed()
         view = self._known(name)
         if name in self._busy:
             raise PreconditionError(f"variant {name!r} is being loaded or unloaded; wait for it.")
         if view.state is not VariantState.READY:
             raise PreconditionError(f"variant {name!r} does not serve: it is {view.state.value}.")
-        takes_all = not self._variants.traffic and name == self._variants.default
-        shadow = self._variants.shadow
-        if takes_all or self._variants.traffic.get(name, 0.0) > 0:
+        if name in self._history.now.takers(self._variants.default):
             raise PreconditionError(
                 f"variant {name!r} takes routed traffic; direct it elsewhere with SetTraffic or "
                 "Promote first."
             )
+        shadow = self._variants.shadow
         if shadow is not None and shadow.candidate == name:
             raise PreconditionError(
                 f"variant {name!r} is the shadow; end it with SetTraffic first."
             )
         self._busy.add(name)
+        # Also when its caller leaves: half-unloaded is nothing.
+        task = self._start(self._unload(name))
         try:
-            self._history.forget(name)
-            # Also when its caller leaves: half-unloaded is nothing.
-            task = self._start(self._loading.take_down(name))
             await asyncio.shield(task)
-        finally:
-            self._busy.discard(name)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                self._refuse_when_closed()
+            raise
+
+    @property
+    def traffic(self) -> Traffic:
+        """Where routed traffic goes."""
+        return self._history.now
 
     def set_traffic(self, weights: Mapping[str, float], shadow: Shadow | None) -> Traffic:
         """Direct routed traffic, and choose who is judged on it.
@@ -190,15 +180,18 @@ class Operations:
             if not 0 <= weight <= _HEAVIEST:
                 remedy = f"use 0 to {_HEAVIEST:g}"
                 raise InvalidRequestError(field, f"{weight:g} is out of bounds", remedy)
-            self._require_ready(name) if weight > 0 else self._known(name)
+            self._known(name)
         if weights and not any(weight > 0 for weight in weights.values()):
             raise InvalidRequestError("weights", "are all 0", "give one variant a weight above 0")
+        traffic = Traffic(dict(weights), shadow)
+        for name in sorted(traffic.takers(self._variants.default)):
+            self._require_ready(name)
         if shadow is not None:
             self._require_ready(shadow.candidate)
             if not 0 < shadow.fraction <= 1:
                 problem = f"{shadow.fraction:g} is out of bounds"
                 raise InvalidRequestError("shadow.fraction", problem, "use a value in (0, 1]")
-        return self._direct(Traffic(dict(weights), shadow), remember=True)
+        return self._change(traffic)
 
     def promote(self, name: str) -> Traffic:
         """Give one variant all routed traffic.
@@ -207,18 +200,20 @@ class Operations:
             RequestError: It is unknown, or does not serve.
         """
         self._require_ready(name)
-        return self._direct(self._history.now.promoted(name), remember=True)
+        return self._change(self._history.now.promoted(name))
 
     def roll_back(self) -> Traffic:
-        """Take the latest change of traffic back.
+        """Take the latest change of traffic back; variants that serve no longer are left out.
 
         Raises:
             RequestError: There is none, or what was there before cannot be had any more.
         """
-        before = self._history.back()
-        if before is None:
-            raise PreconditionError("traffic was not changed, so there is nothing to take back.")
-        return self._direct(before, remember=False)
+        if not self._history.back(self._serves, self._variants.default):
+            raise PreconditionError(
+                "there is nothing to go back to: traffic was not changed, or the variants that "
+                "took it before do not serve; use SetTraffic."
+            )
+        return self._direct()
 
     async def close(self) -> None:
         """Begin nothing any more, and stop what is being loaded."""
@@ -227,20 +222,32 @@ class Operations:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _direct(self, traffic: Traffic, *, remember: bool) -> Traffic:
-        if remember:
-            self._history.change(traffic)
-        else:
-            self._history.now = traffic
+    def _change(self, traffic: Traffic) -> Traffic:
+        self._history.change(traffic)
+        return self._direct()
+
+    def _direct(self) -> Traffic:
+        """Have everybody follow what traffic is now."""
+        traffic = self._history.now
         self._variants.direct(traffic)
+        self._reweigh()
+        shadow = traffic.shadow
+        _log.info(
+            "traffic",
+            weights=dict(traffic.weights),
+            shadow=shadow and shadow.candidate,
+            fraction=shadow and shadow.fraction,
+        )
+        return traffic
+
+    def _reweigh(self) -> None:
         for name in self._variants.names():
             self._post(Reweigh(name, engine_share(self._variants, name)))
-        return traffic
 
     def _check_load(self, name: str, chain: Sequence[Any] | None) -> Sequence[Any]:
         """The chain to load, if anything may be loaded under this name."""
         self._refuse_when_closed()
-        if not re.match(NAME_PATTERN, name) or name == ROUTED:
+        if not re.fullmatch(NAME_PATTERN, name) or name == ROUTED:
             raise InvalidRequestError(
                 "name", f"{name[:64]!r} is no name of a variant", f"match {NAME_PATTERN}"
             )
@@ -249,52 +256,82 @@ class Operations:
             raise AlreadyExistsError(
                 f"name: there is a variant {name!r} already; unload it first, or choose another."
             )
-        if view is None and len(self._variants.names()) >= _MOST_VARIANTS:
-            raise PreconditionError(f"there are {_MOST_VARIANTS} variants, as many as may be.")
+        if len({*self._variants.names(), *self._busy, name}) > _MOST_VARIANTS:
+            raise PreconditionError(
+                f"there are {_MOST_VARIANTS} variants, as many as may be; load under the name of "
+                "one that does not serve."
+            )
         if chain is None:
             if name not in self._chains:
                 raise InvalidRequestError("chain_json", "is not set", "send a JSON array of stages")
             return self._chains[name]
-        for place in _places(chain):
-            if not self._allowed.permits(place):
-                raise InvalidRequestError(
-                    "chain_json",
-                    f"names {place[:128]!r}, which lies outside what may be named",
-                    "add it to admin.models or admin.roots in the config",
-                )
+        self._allowed.check(chain)
         return chain
 
-    async def _planned(self, name: str, chain: Sequence[Any]) -> PlannedVariant:
-        """Judge a chain, and make room for its variant."""
-        planned = await self._plan(name, chain)
-        if not isinstance(planned, PlannedVariant):
-            raise _wrong_chain(planned)
-        self._refuse_when_closed()
-        if self._variants.get(name) is None:
-            self._variants.add(name)
-            self._added(name)
-        of_another = ("error", "artifact", "manifest", "budget", "figures")
-        self._variants.change(name, state=VariantState.PENDING, **dict.fromkeys(of_another))
-        return planned
+    async def _load(
+        self,
+        name: str,
+        chain: Sequence[Any],
+        budget: BudgetSection | None,
+        *,
+        begun: asyncio.Future[None],
+        changed: asyncio.Event,
+    ) -> None:
+        """All of a load; ``begun`` tells whether it came to be one."""
 
-    async def _load(self, name: str, planned: PlannedVariant, changed: asyncio.Event) -> None:
         def heard(view: VariantView) -> None:
             if view.name == name:
                 changed.set()
 
         self._variants.watch(heard)
         try:
-            await self._loading.bring_up(name, planned, self._budgets.get(name))
+            planned = await self._planned(name, chain)
+            self._chains[name] = chain
+            if budget is not None or name not in self._budgets:
+                self._budgets[name] = self._budget(budget)
+            begun.set_result(None)
+            await self._loading.bring_up(name, planned, self._budgets[name])
+        except RequestError as error:
+            begun.set_exception(error)
         finally:
+            if not begun.done():  # the server stops, or a bug, which the task's own end tells
+                begun.set_exception(UnavailableError("the server is stopping."))
             self._variants.unwatch(heard)
             self._busy.discard(name)
             changed.set()
 
+    async def _planned(self, name: str, chain: Sequence[Any]) -> PlannedVariant:
+        """Judge a chain, and make room for its variant."""
+        try:
+            planned = await self._plan(name, chain)
+        except OptimizerError as error:
+            raise UnavailableError(f"the chain could not be judged: {error}") from error
+        if not isinstance(planned, PlannedVariant):
+            raise _wrong_chain(planned)
+        if self._variants.get(name) is None:
+            self._variants.add(name)
+            self._added(name)
+            self._reweigh()  # shares are relative to how many there are
+        self._variants.change(name, state=VariantState.PENDING, **dict.fromkeys(_OF_ANOTHER))
+        return planned
+
+    async def _unload(self, name: str) -> None:
+        try:
+            self._history.forget(name, self._variants.default)
+            await self._loading.take_down(name)
+        finally:
+            self._busy.discard(name)
+
     async def _views(self, name: str, changed: asyncio.Event) -> AsyncGenerator[VariantView]:
+        shown: VariantView | None = None
         while True:
             view = self._known(name)
-            yield view
-            if view.state in _SETTLED or name not in self._busy:
+            ended = name not in self._busy or _serves_unverified(view)
+            # Who has heard the end may ask for the next thing at once: the work ends before.
+            if view is not shown and (ended or view.state not in _SETTLED):
+                shown = view
+                yield view
+            if ended:
                 return
             await changed.wait()
             changed.clear()
@@ -320,25 +357,25 @@ class Operations:
             )
         return view
 
+    def _serves(self, name: str) -> bool:
+        view = self._variants.get(name)
+        return view is not None and view.state is VariantState.READY
+
     def _refuse_when_closed(self) -> None:
         if self._closed:
             raise UnavailableError("the server is stopping.")
 
 
+def _serves_unverified(view: VariantView) -> bool:
+    """Whether it is measured while it serves, which may take long."""
+    return (
+        view.state is VariantState.READY
+        and view.budget is not None
+        and view.budget.state is BudgetState.UNVERIFIED
+    )
+
+
 def _wrong_chain(errors: Sequence[FieldError]) -> InvalidRequestError:
     """All that is wrong with a chain, in one sentence."""
-    said = "; ".join(f"{error.path}: {error.message} {error.remedy}".strip() for error in errors)
-    return InvalidRequestError("chain_json", said or "is not valid", "correct it")
-
-
-def _places(value: Any, key: str = "") -> Iterator[str]:
-    """Every text in a JSON value that names a model, or could name a folder or a file."""
-    if isinstance(value, str):
-        if key in _MODEL_KEYS or "/" in value or "\\" in value or value.startswith(("~", ".")):
-            yield value
-    elif isinstance(value, Mapping):
-        for name, one in value.items():
-            yield from _places(one, str(name))
-    elif isinstance(value, Sequence):
-        for one in value:
-            yield from _places(one, key)
+    said = " ".join(f"{error.path}: {error.message} {error.remedy}".strip() for error in errors)
+    return InvalidRequestError("chain_json", said.rstrip(".") or "is not valid", "correct it")

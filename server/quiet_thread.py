@@ -14,12 +14,17 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 _Result = TypeVar("_Result")
+_NAME = "loading"
 _LAST = 19  # the niceness of whoever gets what is left
 
 
 async def in_quiet_thread(work: Callable[[], _Result]) -> _Result:
-    """Run and wait; a thread of a pool would stay slow for whoever gets it next."""
+    """Run and wait; a thread of a pool would stay slow for whoever gets it next.
+
+    Who gives up waiting does not stop it: what it comes to is then dropped.
+    """
     done: Future[_Result] = Future()
+    done.set_running_or_notify_cancel()  # from now on nobody can cancel it
 
     def run() -> None:
         # On Linux a thread has a niceness of its own; threads that it starts inherit it.
@@ -29,5 +34,10 @@ async def in_quiet_thread(work: Callable[[], _Result]) -> _Result:
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             done.set_exception(error)
 
-    threading.Thread(target=run, name="loading", daemon=True).start()
+    threading.Thread(target=run, name=_NAME, daemon=True).start()
     return await asyncio.wrap_future(done)
+
+
+def any_quiet_thread() -> bool:
+    """Whether such work goes on; a process that ends in the middle of it must not clean up."""
+    return any(thread.name == _NAME for thread in threading.enumerate())

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from server.engine.messages import Recorded, Token
 
 _LEAST = 1e-12  # mass that rounding leaves where there is none
+# What a candidate excludes outright would make sums infinite for ever; a bound stays one when it
+# is given a little.
+_LOWEST = -100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def shadow_scores(
         kl_lower_bound=float(divergence.sum()),
         agreements=sum(token.top[0].token_id == int(recorded.ids[0]) for recorded, token in pairs),
         logprob_difference=sum(
-            (token.logprob or 0.0) - recorded.logprob for recorded, token in pairs
+            max(token.logprob or 0.0, _LOWEST) - recorded.logprob for recorded, token in pairs
         ),
     )
 
@@ -82,8 +85,9 @@ def kl_lower_bound(
     serving: NDArray[np.float32], candidate: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """(n,) KL over ``k`` tokens and one bucket for all others, from (n, k) log-probabilities."""
-    p, q = (np.exp(logprobs.astype(np.float64)) for logprobs in (serving, candidate))
-    known = (p * (serving.astype(np.float64) - candidate)).sum(axis=1)
+    log_p, log_q = (np.maximum(one.astype(np.float64), _LOWEST) for one in (serving, candidate))
+    p, q = np.exp(log_p), np.exp(log_q)
+    known = (p * (log_p - log_q)).sum(axis=1)
     rest_p, rest_q = (np.maximum(1.0 - mass.sum(axis=1), _LEAST) for mass in (p, q))
     divergence: NDArray[np.float64] = known + rest_p * np.log(rest_p / rest_q)
     return np.maximum(divergence, 0.0)

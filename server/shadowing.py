@@ -72,40 +72,50 @@ class Shadowing:
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def wanted(self, serving: Serving) -> bool:
-        """Whether an answer of this variant is to be looked at; its tokens are then recorded."""
+    def candidate_for(self, serving: Serving) -> str | None:
+        """Who is to look at an answer of this variant, whose tokens are then recorded."""
         shadow = self._catalog.shadow
         if shadow is None or shadow.candidate == serving.name or self._draw() >= shadow.fraction:
-            return False
+            return None
         candidate = self._catalog.get(shadow.candidate)
-        return candidate is not None and candidate.state is VariantState.READY
+        if candidate is None or candidate.state is not VariantState.READY:
+            return None
+        return shadow.candidate
 
-    def look_at(self, serving: Serving, submit: Submit, tokens: Sequence[Token]) -> None:
-        """Have an answer looked at when there is time; returns at once."""
-        recorded = [token.recorded for token in tokens if token.recorded is not None]
+    def look_at(
+        self, serving: Serving, candidate: str | None, submit: Submit, tokens: Sequence[Token]
+    ) -> None:
+        """Have an answer looked at by who was chosen, when there is time; returns at once.
+
+        One that nothing was generated for, or whose shadow has ended meanwhile, is passed over.
+        """
         shadow = self._catalog.shadow
-        if shadow is None or not recorded or len(recorded) < len(tokens):
+        if not tokens or shadow is None or candidate is None or shadow.candidate != candidate:
             return
-        if len(self._tasks) >= _MOST_AT_A_TIME or not self._fits(shadow.candidate, submit, tokens):
-            self._dropped(shadow.candidate)
+        recorded = [token.recorded for token in tokens if token.recorded is not None]
+        if (
+            len(recorded) < len(tokens)
+            or len(self._tasks) >= _MOST_AT_A_TIME
+            or not self._fits(candidate, serving, submit, tokens)
+        ):
+            self._dropped(candidate)
             return
-        work = self._look(serving.name, shadow.candidate, submit, tokens, recorded)
+        work = self._look(serving.name, candidate, submit, tokens, recorded)
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _fits(self, candidate: str, submit: Submit, tokens: Sequence[Token]) -> bool:
+    def _fits(
+        self, candidate: str, serving: Serving, submit: Submit, tokens: Sequence[Token]
+    ) -> bool:
         """Whether the candidate can take it: as long a text, of the same vocabulary."""
         view = self._catalog.get(candidate)
-        serving = self._catalog.get(submit.variant)
-        views = (view, serving)
-        if any(one is None or one.manifest is None or one.limits is None for one in views):
+        if view is None or view.manifest is None or view.limits is None:
             return False
-        assert view is not None and view.limits is not None  # noqa: S101, PT018 - looked at above
-        sizes = {one.manifest.graph.vocab_size for one in views if one and one.manifest}
         length = len(submit.prompt) + len(tokens)
-        return len(sizes) == 1 and length <= min(
-            view.limits.max_length, view.limits.kv_budget_tokens
+        return (
+            view.manifest.graph.vocab_size == serving.manifest.graph.vocab_size
+            and length <= min(view.limits.max_length, view.limits.kv_budget_tokens)
         )
 
     async def _look(

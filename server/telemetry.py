@@ -200,7 +200,7 @@ class Telemetry(RequestObserver, EngineObserver):
         labels = (self._model, variant)
         info = (*labels, artifact, canonical_json(manifest.chain).decode())
         if (before := self._described.get(variant, info)) != info:
-            self._families.info.remove(*before)
+            self._forget(variant, before)
         self._described[variant] = info
         self._families.info.labels(*info).set(1)
         self._families.size.labels(*labels).set(manifest.size_bytes)
@@ -210,6 +210,15 @@ class Telemetry(RequestObserver, EngineObserver):
             for measure, value in figures.items():
                 if value is not None:
                     self._families.quality.labels(*labels, measure).set(value)
+
+    def _forget(self, variant: str, described: tuple[str, ...]) -> None:
+        """Another artifact serves from now on: nothing that was measured is true of it."""
+        self._families.info.remove(*described)
+        labels = {"model": self._model, "variant": variant}
+        self._families.quality.remove_by_labels(labels)
+        self._families.speed.remove_by_labels(labels)
+        metrics = self._of(variant)
+        metrics.seconds, metrics.tokens = 0.0, 0
 
     def measured(self, variant: str, figures: HostFigures) -> None:
         """Show what was measured on this machine: speeds, and the intervals of quality."""
@@ -221,10 +230,10 @@ class Telemetry(RequestObserver, EngineObserver):
                 if value is not None:
                     self._families.quality.labels(*labels, f"{measure}_{end}").set(value)
 
-    def judged(self, variant: str, budget: BudgetView) -> None:
-        """Show how a variant stands to its budget."""
+    def judged(self, variant: str, budget: BudgetView | None) -> None:
+        """Show how a variant stands to its budget, if it has one."""
         labels = (self._model, variant)
-        if budget.state is BudgetState.UNVERIFIED:
+        if budget is None or budget.state is BudgetState.UNVERIFIED:
             self._families.within_budget.remove(*labels)
         else:
             is_within = budget.state is BudgetState.WITHIN

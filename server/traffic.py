@@ -6,8 +6,8 @@ nothing of requests, of engines or of who may change it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 _REMEMBERED = 32
 
@@ -32,16 +32,24 @@ class Traffic:
     weights: Mapping[str, float] = field(default_factory=dict)
     shadow: Shadow | None = None
 
+    def takers(self, default: str) -> frozenset[str]:
+        """Those that routed traffic goes to."""
+        if not self.weights:
+            return frozenset({default})
+        return frozenset(name for name, weight in self.weights.items() if weight > 0)
+
     def promoted(self, name: str) -> Traffic:
         """All traffic to one variant; a shadow of it has nothing left to be compared with."""
         shadow = self.shadow
         return Traffic({name: 1.0}, None if shadow and shadow.candidate == name else shadow)
 
-    def without(self, name: str) -> Traffic:
-        """Nothing to one variant."""
-        weights = {other: weight for other, weight in self.weights.items() if other != name}
-        shadow = self.shadow
-        return Traffic(weights, None if shadow and shadow.candidate == name else shadow)
+    def among(self, serving: Callable[[str], bool], default: str) -> Traffic | None:
+        """The same without those that do not serve; None where nobody would be left."""
+        if not any(serving(name) for name in self.takers(default)):
+            return None
+        shadow = self.shadow if self.shadow and serving(self.shadow.candidate) else None
+        kept = {name: weight for name, weight in self.weights.items() if serving(name)}
+        return replace(self, weights=kept, shadow=shadow)
 
 
 class History:
@@ -57,10 +65,23 @@ class History:
         del self._before[:-_REMEMBERED]
         self.now = traffic
 
-    def back(self) -> Traffic | None:
-        """What was there before the latest change that was not taken back; None if nothing."""
-        return self._before.pop() if self._before else None
+    def back(self, serving: Callable[[str], bool], default: str) -> bool:
+        """Take the latest change back that was not taken back and can be.
 
-    def forget(self, name: str) -> None:
-        """A variant is gone: never lead back to it."""
-        self._before = [traffic.without(name) for traffic in self._before]
+        Who serves no longer is left out; what would leave nobody is passed over. Nothing is
+        forgotten while nothing is found: who does not serve may serve again.
+
+        Returns:
+            Whether there was one.
+        """
+        for index in range(len(self._before) - 1, -1, -1):
+            if (traffic := self._before[index].among(serving, default)) is not None:
+                del self._before[index:]
+                self.now = traffic
+                return True
+        return False
+
+    def forget(self, name: str, default: str) -> None:
+        """A variant is gone: never lead back to it, also when another serves under its name."""
+        kept = [traffic.among(lambda one: one != name, default) for traffic in self._before]
+        self._before = [traffic for traffic in kept if traffic is not None]

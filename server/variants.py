@@ -57,6 +57,11 @@ class Variants:
         return self._traffic.weights
 
     @property
+    def takers(self) -> frozenset[str]:
+        """Those that requests which name none go to."""
+        return self._traffic.takers(self.default)
+
+    @property
     def shadow(self) -> Shadow | None:
         """Who is judged on what others answer."""
         return self._traffic.shadow
@@ -66,10 +71,6 @@ class Variants:
         if name in self._views:
             raise BugError(f"There is a variant {name!r} already.")
         self._views[name] = VariantView(name, VariantState.PENDING)
-
-    def remove(self, name: str) -> None:
-        """Forget a variant that does not serve."""
-        del self._views[name]
 
     def direct(self, traffic: Traffic) -> None:
         """Let routed traffic go elsewhere from now on."""

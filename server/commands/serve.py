@@ -69,8 +69,8 @@ def serve(
         "server.ops_port": ops_port,
     }
     code = uvloop.run(_serve(config, model, flags, started_s, verify=verify))
-    if code is ExitCode.HANG:
-        _exit_now(code)  # the hung step still holds a thread; waiting for it would never end
+    if code is ExitCode.HANG or _still_loads():
+        _exit_now(code)  # a thread is in the middle of native code, which nothing can end
     raise typer.Exit(code)
 
 
@@ -151,6 +151,13 @@ def _exit_now(code: ExitCode) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _still_loads() -> bool:
+    """Whether a variant was being loaded when the server was told to stop."""
+    from server.quiet_thread import any_quiet_thread
+
+    return any_quiet_thread()
 
 
 def _import_serving() -> None:

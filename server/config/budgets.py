@@ -17,8 +17,13 @@ _OWN_TEXT = "demo"  # a model that brings a text of users
 
 def budget_of(config: Config, variant: str) -> Budget | None:
     """The budget that a variant keeps to; None when no limit is set for it."""
+    return budget_with(config, config.variants[variant].budget)
+
+
+def budget_with(config: Config, own: BudgetSection | None) -> Budget | None:
+    """The config's budget with a variant's own fields in their place; None without any limit."""
     section = config.budget
-    if (own := config.variants[variant].budget) is not None:
+    if own is not None:
         section = section.model_copy(
             update={name: getattr(own, name) for name in own.model_fields_set}
         )

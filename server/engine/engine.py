@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -42,6 +42,10 @@ HANG_FACTOR = 10.0
 RELOAD_FACTOR = 10.0
 """Loading a session anew may take this many times what any step may."""
 
+BACKGROUND_SHARE = 0.05
+"""Weight of each lane's work that nobody waits for, where 1 is an equal variant's."""
+
+_BACKGROUND = "/background"  # no name of a variant ends like this
 _NOT_SERVED = "The variant is not served."
 
 
@@ -147,13 +151,21 @@ class Engine:
             if self._stopping:
                 break
             self._see_off()
-            name = self._turns.next(lane.variant for lane in self._lanes.values() if lane.busy)
-            if name is None:
+            turn = self._turns.next(self._wanting())
+            if turn is None:
                 self._receive(block=True)
             else:
-                self._advance(self._lanes[name])
+                self._advance(turn)
         for lane in self._lanes.values():
             self._settle(lane, lane.fail_all(FailureCode.UNAVAILABLE, "The server is stopping."))
+
+    def _wanting(self) -> Iterator[str]:
+        """Names of the turns that lanes would take: one for what is served, one for the rest."""
+        for lane in self._lanes.values():
+            if lane.serves:
+                yield lane.variant
+            if lane.has_background:
+                yield lane.variant + _BACKGROUND
 
     def _give_up(self, error: BaseException) -> None:
         """Report a fault of the engine itself; end what is open, as nobody will serve it.
@@ -226,6 +238,7 @@ class Engine:
         lane = Lane(command, self._clock)
         self._lanes[command.variant] = lane
         self._turns.add(command.variant, command.weight)
+        self._turns.add(command.variant + _BACKGROUND, BACKGROUND_SHARE)
         self._settle(lane, [])
 
     def _see_off(self) -> None:
@@ -239,11 +252,15 @@ class Engine:
         if lane is None:
             return
         self._turns.remove(variant)
+        self._turns.remove(variant + _BACKGROUND)
         self._settle(lane, lane.fail_all(FailureCode.UNAVAILABLE, message))
+        del lane  # and its session: who hears that it is gone may count on the memory
         if (leaving := self._leaving.pop(variant, None)) is not None:
             leaving.gone()
 
-    def _advance(self, lane: Lane) -> None:
+    def _advance(self, turn: str) -> None:
+        variant = turn.removesuffix(_BACKGROUND)
+        lane = self._lanes[variant]
         expired = lane.expire()
         if expired:
             self._settle(lane, expired)
@@ -251,13 +268,13 @@ class Engine:
         self._running = _Running(lane.variant, self._clock() + allowed_s, lane.session)
         events: list[Event] = []
         try:
-            kind, seconds = lane.step(events)
+            kind, seconds = lane.step(events, background=variant != turn)
         except Exception as error:  # noqa: BLE001 - it must end its requests, not the thread
             self._running = None
             self._recover(lane, error, events)
             return
         self._running = None
-        self._turns.charge(lane.variant, seconds)
+        self._turns.charge(turn, seconds)
         if kind is None:
             self._settle(lane, events)
         else:

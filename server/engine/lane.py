@@ -56,6 +56,16 @@ class Lane:
         """Whether a step would do anything."""
         return self._scheduler.busy
 
+    @property
+    def serves(self) -> bool:
+        """Whether a step would do something that somebody waits for."""
+        return self._scheduler.serves
+
+    @property
+    def has_background(self) -> bool:
+        """Whether a step could do something that nobody waits for."""
+        return self._scheduler.has_background
+
     def load(self) -> VariantLoad:
         """The gauges as they are now."""
         table = self._scheduler.table
@@ -84,11 +94,14 @@ class Lane:
             return None
         return self._finish(sequence, reason)
 
-    def step(self, events: list[Event]) -> tuple[StepKind | None, float]:
+    def step(
+        self, events: list[Event], *, background: bool = False
+    ) -> tuple[StepKind | None, float]:
         """Admit, compute one step, sample.
 
         Args:
             events: Those of all requests are added to it; they count also when the step fails.
+            background: Whether it is a step for what nobody waits for.
 
         Returns:
             What kind of step ran (None when none did), and how many seconds of engine time it took,
@@ -99,7 +112,7 @@ class Lane:
         """
         now_s = self._clock()
         self._admit(now_s, events)
-        shares = self._scheduler.plan()
+        shares = self._scheduler.plan(background=background)
         if not shares:
             return None, 0.0
         scores = self.session.step([self._row(share) for share in shares])

@@ -3,7 +3,7 @@
 Owns the waiting queue, the running sequences and the slot table of one variant. There is one rule:
 a step has a token budget, sequences one token short (decoding) come first, the rest goes to the
 others by priority, then in order of arrival. So a long prompt is computed in chunks beside the
-streams of others.
+streams of others. Background work has steps of its own, so that it makes no other's longer.
 Pure bookkeeping: knows nothing of sessions, logits or time.
 """
 
@@ -87,14 +87,27 @@ class Scheduler:
             return None
         return next((sequence for sequence in self.running if sequence.is_background), None)
 
-    def plan(self) -> list[Share]:
-        """Hand out the step's tokens."""
-        decoding = [sequence for sequence in self.running if sequence.decodes]
+    @property
+    def serves(self) -> bool:
+        """Whether there is work that somebody waits for."""
+        return any(not one.is_background for line in (self.running, self.waiting) for one in line)
+
+    @property
+    def has_background(self) -> bool:
+        """Whether a step could compute something that nobody waits for."""
+        if not self.running:
+            return bool(self.waiting) and not self.serves  # it would be admitted
+        return any(sequence.is_background for sequence in self.running)
+
+    def plan(self, *, background: bool = False) -> list[Share]:
+        """Hand out the step's tokens, of one kind of work or the other."""
+        running = [one for one in self.running if one.is_background is background]
+        decoding = [sequence for sequence in running if sequence.decodes]
         shares = [Share(sequence, 1, samples=True) for sequence in decoding]
-        if len(decoding) == len(self.running):
+        if len(decoding) == len(running):
             return shares
         budget = self.step_tokens - len(shares)
-        prompts = (sequence for sequence in self.running if not sequence.decodes)
+        prompts = (sequence for sequence in running if not sequence.decodes)
         for sequence in sorted(prompts, key=lambda sequence: sequence.request.priority):
             if budget == 0:
                 break

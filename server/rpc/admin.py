@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from protos import admin_pb2 as pb
 from protos import admin_pb2_grpc as pb_grpc
-from server.budget import Budget
 from server.comparer import Comparer, Comparison
 from server.config.fields import BudgetSection
 from server.core import Core
@@ -38,7 +37,8 @@ class AdminService(pb_grpc.AdminServicer):
             views = self.operations.load(request.name, chain, _budget(request.budget_json))
             async with aclosing(views):
                 async for view in views:
-                    await context.write(variant_message(view, is_default=False))
+                    is_default = view.name == self._core.default
+                    await context.write(variant_message(view, is_default=is_default))
 
     async def UnloadVariant(  # noqa: N802
         self, request: pb.UnloadVariantRequest, context: Any
@@ -57,6 +57,14 @@ class AdminService(pb_grpc.AdminServicer):
             if request.HasField("shadow"):
                 shadow = Shadow(request.shadow.candidate, request.shadow.fraction)
             return _message(self.operations.set_traffic(dict(request.weights), shadow))
+
+    async def GetTraffic(  # noqa: N802
+        self, request: pb.GetTrafficRequest, context: Any
+    ) -> pb.Traffic:
+        """Where routed traffic goes."""
+        del request
+        async with answering(self._core, context, "GetTraffic"):
+            return _message(self.operations.traffic)
 
     async def Promote(self, request: pb.PromoteRequest, context: Any) -> pb.Traffic:  # noqa: N802
         """Give one variant all routed traffic."""
@@ -83,16 +91,22 @@ class AdminService(pb_grpc.AdminServicer):
             return _comparison(await self._comparer.compare(baseline, candidate))
 
 
-def _budget(text: str) -> Budget | None:
+def _budget(text: str) -> BudgetSection | None:
+    """The fields of a budget that were sent; None for an empty text.
+
+    Raises:
+        InvalidRequestError: With all that is wrong with them.
+    """
     if not text:
         return None
     try:
-        section = BudgetSection.model_validate(read_json("budget_json", text))
+        return BudgetSection.model_validate(read_json("budget_json", text))
     except ValidationError as failure:
-        error = failure.errors(include_url=False)[0]
-        field = ".".join(["budget_json", *map(str, error["loc"])])
-        raise InvalidRequestError(field, error["msg"], "see `budget` in the config") from failure
-    return Budget(**dict(section))
+        said = "; ".join(
+            ": ".join(filter(None, (".".join(map(str, error["loc"])), error["msg"])))
+            for error in failure.errors(include_url=False)
+        )
+        raise InvalidRequestError("budget_json", said, "see `budget` in the config") from failure
 
 
 def _message(traffic: Traffic) -> pb.Traffic:

@@ -43,6 +43,7 @@ RIGHTS: Mapping[str, Right | None] = {
     _ADMIN + "LoadVariant": Right.ADMIN,
     _ADMIN + "UnloadVariant": Right.ADMIN,
     _ADMIN + "SetTraffic": Right.ADMIN,
+    _ADMIN + "GetTraffic": Right.READ,
     _ADMIN + "Promote": Right.ADMIN,
     _ADMIN + "Rollback": Right.ADMIN,
     _ADMIN + "Compare": Right.READ,

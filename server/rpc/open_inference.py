@@ -84,7 +84,7 @@ class OpenInferenceService(oip_grpc.GRPCInferenceServiceServicer):
     async def ServerReady(  # noqa: N802
         self, request: oip.ServerReadyRequest, context: Any
     ) -> oip.ServerReadyResponse:
-        """Whether the default variant takes requests."""
+        """Whether any variant that routed traffic goes to takes requests."""
         del request, context
         return oip.ServerReadyResponse(ready=self._ready())
 
@@ -94,7 +94,9 @@ class OpenInferenceService(oip_grpc.GRPCInferenceServiceServicer):
         """Whether a variant takes requests."""
         async with answering(self._core, context, "ModelReady"):
             check_version(request.version)
-            view = self._core.variant(variant_of(request.name))
+            if not (variant := variant_of(request.name)):  # routed traffic
+                return oip.ModelReadyResponse(ready=self._ready())
+            view = self._core.variant(variant)
             return oip.ModelReadyResponse(ready=view.state is VariantState.READY)
 
     async def ServerMetadata(  # noqa: N802
@@ -160,11 +162,16 @@ class OpenInferenceService(oip_grpc.GRPCInferenceServiceServicer):
         """All variants, and the name for routed traffic."""
         async with answering(self._core, context, "RepositoryIndex"):
             response = oip.RepositoryIndexResponse()
-            default = self._core.variant("")
-            for name, view in ((ROUTED, default), *((v.name, v) for v in self._core.variants())):
+            if (routed := self._ready()) or not request.ready:
+                state = "READY" if routed else "UNAVAILABLE"
+                response.models.add(name=ROUTED, version=VERSION, state=state)
+            for view in self._core.variants():
                 if view.state is VariantState.READY or not request.ready:
                     response.models.add(
-                        name=name, version=VERSION, state=_STATES[view.state], reason=_reason(view)
+                        name=view.name,
+                        version=VERSION,
+                        state=_STATES[view.state],
+                        reason=_reason(view),
                     )
             return response
 

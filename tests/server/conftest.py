@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from artifacts.host_figures import Figure, Host, HostFigures
@@ -40,6 +42,7 @@ from server.engine.messages import (
     Finished,
     FinishReason,
     Generated,
+    Recorded,
     Scored,
     Submit,
     Timings,
@@ -49,6 +52,7 @@ from server.engine.messages import (
 )
 from server.limits import RequestLimits
 from server.observer import RequestObserver, RequestRecord
+from server.shadow_scores import Shadowed
 from server.traffic import Shadow
 
 DEMO = Path(__file__).parents[2] / "demo" / "model"
@@ -84,9 +88,12 @@ class ScriptedEngine:
         self.gate: threading.Semaphore | None = None
         self.waiting: list[Running] = []
         self.running: list[Running] = []
+        self.stalls: Callable[[Submit], bool] = lambda _: False
+        self.stalled: list[Running] = []  # never go on; hold no slot
         self.submits: list[Submit] = []
         self.cancels: list[Cancel] = []
         self.steps = 0
+        self.candidate_logprob = math.log(0.5)  # of each token that a shadow asks about
 
     def start(self) -> None:
         self._thread.start()
@@ -128,10 +135,11 @@ class ScriptedEngine:
     def _handle(self, command: Command) -> None:
         if isinstance(command, Submit):
             self.submits.append(command)
-            self.waiting.append(Running(command, list(self.script(command))))
+            place = self.stalled if self.stalls(command) else self.waiting
+            place.append(Running(command, list(self.script(command))))
         elif isinstance(command, Cancel):
             self.cancels.append(command)
-            for request in [*self.running, *self.waiting]:
+            for request in [*self.running, *self.waiting, *self.stalled]:
                 if request.submit.request_id == command.request_id:
                     self._deliver([self._finished(request, command.finish)])
 
@@ -176,7 +184,13 @@ class ScriptedEngine:
                 for token in scored
                 for top in (submit.scoring.top,)
             )
-            yield Scored(submit.request_id, tokens)
+            wanted = submit.scoring.among
+            among = (
+                None
+                if wanted is None
+                else np.full(wanted.shape, self.candidate_logprob, np.float32)
+            )
+            yield Scored(submit.request_id, tokens, among)
         request.sent += len(ids)
         if ids:
             yield Generated(
@@ -200,7 +214,7 @@ class ScriptedEngine:
         )
 
     def _leave(self, request: Running) -> tuple[Usage, Timings]:
-        for place in (self.running, self.waiting):
+        for place in (self.running, self.waiting, self.stalled):
             if request in place:
                 place.remove(request)
         usage = Usage(len(request.submit.prompt), request.sent, 1)
@@ -209,10 +223,14 @@ class ScriptedEngine:
 
 def _token(submit: Submit, token_id: int) -> Token:
     count = submit.sampling.logprobs
+    recorded = None
+    if submit.recorded:  # half of the mass on the token itself, half on the next one
+        logprobs = np.full(2, np.log(0.5), np.float32)
+        recorded = Recorded(-0.5, np.array([token_id, token_id + 1]), logprobs)
     if count is None:
-        return Token(token_id)
+        return Token(token_id, recorded=recorded)
     top = tuple(TokenLogprob(token_id + rank, -0.5 - rank) for rank in range(count))
-    return Token(token_id, -0.5, top)
+    return Token(token_id, -0.5, top, recorded)
 
 
 @dataclass
@@ -222,6 +240,14 @@ class Recorder(RequestObserver):
     records: list[RequestRecord] = field(default_factory=list)
     first: list[tuple[str, float]] = field(default_factory=list)
     gaps: list[tuple[str, float, int]] = field(default_factory=list)
+    judged: list[Shadowed] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def shadowed(self, one: Shadowed) -> None:
+        self.judged.append(one)
+
+    def shadow_dropped(self, candidate: str) -> None:
+        self.dropped.append(candidate)
 
     def first_token(self, variant: str, seconds: float) -> None:
         self.first.append((variant, seconds))

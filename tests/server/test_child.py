@@ -21,6 +21,7 @@ from artifacts.protocol import (
     Progress,
     StageBegun,
 )
+from server.child import Child
 from server.errors import OptimizerError
 from server.optimizer import ChildOptimizer
 
@@ -326,3 +327,17 @@ def test_a_killed_parent_leaves_no_orphan(program: Path) -> None:
         parent.wait(10)
         psutil.wait_procs([process], timeout=10)
         assert gone(child)
+
+
+async def test_a_child_in_the_background_gives_way_as_a_group() -> None:
+    """Niceness counts within a session where Linux groups by it, and the child leads its own."""
+    looks = (
+        "import os, sys; sys.stdin.readline(); print(os.getpriority(os.PRIO_PROCESS, 0)); "
+        "group = '/proc/self/autogroup'; "
+        "print(open(group).read().split()[-1] if os.path.exists(group) else 19)"
+    )
+    async with asyncio.timeout(20):
+        child = await Child.start((sys.executable, "-c", looks))
+        child.lower_priority()
+        assert (await child.ask("look")).split() == [b"19", b"19"]
+        await child.end()

@@ -24,7 +24,7 @@ from artifacts.protocol import (
     StageBegun,
 )
 from server.catalog import VariantLimits, VariantState, VariantView
-from server.engine.messages import Attach, Command
+from server.engine.messages import Attach, Command, Detach
 from server.errors import OptimizerError
 from server.lifecycle import Lifecycle
 from server.variants import Variants
@@ -139,6 +139,7 @@ def scene(manifest: Manifest) -> Callable[..., Scene]:
                 limits=LIMITS,
                 load_s=1.0,
                 warm_up_s=0.5,
+                template=None,
             )
 
         lifecycle = Lifecycle(
@@ -358,3 +359,56 @@ def test_the_build_s_clock_runs_between_events() -> None:
     assert view is not None
     assert view.progress is not None
     assert view.progress.elapsed_s == 7.5
+
+
+# While the server runs.
+
+
+async def test_a_variant_is_brought_up_later(scene: Callable[..., Scene]) -> None:
+    """In the background of those that serve, by its own chain and budget."""
+    stage = scene(["a"])
+    await stage.lifecycle.run()
+    stage.variants.add("new")
+    planned = PlannedVariant(recipe="r2", chain=(), artifact=None)
+    await stage.lifecycle.bring_up("new", planned, None)
+    assert stage.optimizer.builds == [("a", False), ("new", True)]
+    view = stage.view("new")
+    assert (view.state, view.recipe, view.artifact) == (
+        VariantState.READY,
+        "r2",
+        "artifact-of-new",
+    )
+
+
+async def test_two_are_brought_up_one_after_the_other(scene: Callable[..., Scene]) -> None:
+    """One build at a time takes what the machine has."""
+    stage = scene(["a"])
+    await stage.lifecycle.run()
+    for name in ("b", "c"):
+        stage.variants.add(name)
+    planned = PlannedVariant(recipe="r", chain=(), artifact=None)
+    await asyncio.gather(*(stage.lifecycle.bring_up(name, planned, None) for name in ("b", "c")))
+    states = [(name, state.value) for name, state in stage.history if name != "a"]
+    first = [state for state in states if state[0] == "b" and state[1] != "pending"]
+    assert states.index(("b", "ready")) < states.index(("c", "building"))
+    assert [state for _, state in first] == ["building", "loading", "ready"]
+
+
+async def test_taking_down_waits_for_the_engine_and_keeps_nothing(
+    scene: Callable[..., Scene],
+) -> None:
+    """It is gone for new requests at once, and for good when its last one has ended."""
+    stage = scene(["a", "b"])
+    await stage.lifecycle.run()
+    down = asyncio.create_task(stage.lifecycle.take_down("b"))
+    await asyncio.sleep(0.01)
+    assert stage.view("b").state is VariantState.UNLOADED
+    detach = stage.posted[-1]
+    assert isinstance(detach, Detach)
+    assert (detach.variant, detach.when_idle) == ("b", True)
+    assert not down.done()
+    detach.gone()
+    await down
+    view = stage.view("b")
+    assert (view.tokenizer, view.limits, view.template) == (None, None, None)
+    assert view.artifact == "artifact-of-b"

@@ -192,6 +192,29 @@ def test_only_what_serves_now_is_described(telemetry: Telemetry, manifest: Manif
     assert value(telemetry, "inference_variant_info", artifact="after", chain=chain) == 1
 
 
+def test_another_artifact_inherits_no_figure(
+    telemetry: Telemetry, manifest: Manifest, host_figures: HostFigures
+) -> None:
+    """Quality, speed, budget and engine seconds per token were the old one's."""
+    telemetry.describe("int8", "before", manifest)
+    telemetry.measured("int8", host_figures)
+    telemetry.judged("int8", BudgetView(BudgetState.WITHIN, {}))
+    telemetry.submitted("int8", 10)
+    telemetry.stepped("int8", StepKind.PREFILL, 0.5, VariantLoad(1, 0, 10, 100, 1))
+    assert telemetry.seconds_per_token("int8") == 0.05
+    telemetry.describe("int8", "before", manifest)  # as it was: nothing is forgotten
+    assert telemetry.seconds_per_token("int8") == 0.05
+    bare = manifest.model_copy(update={"lineage": manifest.lineage[:1]})
+    telemetry.judged("int8", None)
+    telemetry.describe("int8", "after", bare)
+    assert telemetry.seconds_per_token("int8") is None
+    assert value(telemetry, "inference_variant_within_budget") is None
+    for family in ("quality", "speed"):
+        text = f"inference_variant_{family}{{measure="
+        assert text.encode() not in generate_latest(telemetry.registry)
+    assert value(telemetry, "inference_variant_size_bytes") == bare.size_bytes
+
+
 def test_two_servers_in_one_process_share_nothing() -> None:
     """There is no global registry."""
     first, second = Telemetry("m"), Telemetry("m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -66,6 +67,48 @@ def test_background_waits_for_a_free_slot(harness: Any, make_session: Any) -> No
     session.gate.set()
     assert harness.final("request").usage.completion_tokens == 9
     assert harness.final("shadow").reason is FinishReason.LENGTH
+
+
+def test_background_has_steps_of_its_own(harness: Any, make_session: Any) -> None:
+    """No step that somebody waits for is longer for it."""
+    session = make_session()
+    harness.attach(session, step_tokens=32)
+    session.gate.clear()
+    harness.submit("request", [1], max_tokens=60)
+    _until_it_steps(session)
+    scoring = Scoring(first=1)
+    harness.submit("shadow", range(60), max_tokens=0, scoring=scoring, priority=BACKGROUND)
+    session.gate.set()
+    assert harness.final("request").usage.completion_tokens == 60
+    assert harness.final("shadow").reason is FinishReason.LENGTH
+    kinds = [{len(row.tokens) > 1 or row.logits == 0 for row in rows} for rows in session.steps]
+    assert {True} in kinds
+    assert {True, False} not in kinds
+
+
+def test_background_gets_little_of_a_busy_engine(make_harness: Any, make_session: Any) -> None:
+    """Another variant's stream goes on; each step takes as long as any other here."""
+    ticks = itertools.count()
+    harness = make_harness(clock=lambda: next(ticks) * 1e-3)
+    serving, candidate = make_session(), make_session()
+    order: list[str] = []
+    for name, session in (("serving", serving), ("candidate", candidate)):
+        harness.attach(session, name)
+        step = session.step
+        session.step = lambda rows, name=name, step=step: (order.append(name), step(rows))[1]
+    harness.submit("request", [1], "serving", max_tokens=250)
+    scoring = Scoring(first=1)
+    for number in range(4):  # 16 steps of 16 tokens each
+        prompt = [number] * 250
+        name = f"shadow {number}"
+        harness.submit(
+            name, prompt, "candidate", max_tokens=0, scoring=scoring, priority=BACKGROUND
+        )
+    harness.engine.start()
+    harness.final("request")
+    beside = order[: len(order) - order[::-1].index("serving")]
+    assert 0.02 < beside.count("candidate") / len(beside) < 0.1
+    harness.engine.stop()
 
 
 def test_time_ends_with_what_there_is(make_harness: Any, session: Any) -> None:
