@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ CONNECT_TIMEOUT_S = 5.0
 _COMPARE_TIMEOUT_S = 60.0  # resampling takes some seconds on a busy machine
 _OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)
 _REMEDY = "Start one with `inference-unlimited serve`, or name another with --target."
+
+_States = grpc.ChannelConnectivity
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -176,24 +178,50 @@ def connect(
 
 
 @asynccontextmanager
-async def open_channel(target: str, ca: Path | None = None) -> AsyncIterator[grpc.aio.Channel]:
-    """A connected channel for many calls at a time.
+async def open_channels(
+    target: str, count: int, ca: Path | None = None, *, timeout_s: float = CONNECT_TIMEOUT_S
+) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Connected channels for many calls at a time, each with a connection of its own.
+
+    Args:
+        target: Where the server listens.
+        count: How many; a server takes only so many streams of one connection.
+        ca: PEM file with who signed its certificate; None for plaintext.
+        timeout_s: How long it is waited for.
 
     Raises:
-        UnreachableError: Nothing answers there in time.
+        UnreachableError: Nothing answers there, or not in time.
     """
-    channel = (
-        grpc.aio.insecure_channel(target, options=_OPTIONS)
-        if ca is None
-        else grpc.aio.secure_channel(target, _credentials(ca), options=_OPTIONS)
-    )
-    async with channel:
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(_aio_channel(target, number, ca))
+            for number in range(count)
+        ]
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await channel.channel_ready()
+            async with asyncio.timeout(timeout_s):
+                for channel in channels:
+                    await _connected(channel, target)
         except TimeoutError:
-            raise UnreachableError(f"no server answers at {target}.", remedy=_REMEDY) from None
-        yield channel
+            raise UnreachableError(
+                f"no server answered at {target} within {timeout_s:g} s.", remedy=_REMEDY
+            ) from None
+        yield channels
+
+
+def _aio_channel(target: str, number: int, ca: Path | None) -> grpc.aio.Channel:
+    # Channels with the same options would share one connection.
+    options = (*_OPTIONS, ("inference_unlimited.connection", number))
+    if ca is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, _credentials(ca), options=options)
+
+
+async def _connected(channel: grpc.aio.Channel, target: str) -> None:
+    """Return when the channel is connected, raise as soon as the first attempt has failed."""
+    while (state := channel.get_state(try_to_connect=True)) is not _States.READY:
+        if state in (_States.TRANSIENT_FAILURE, _States.SHUTDOWN):
+            raise UnreachableError(f"no server answers at {target}.", remedy=_REMEDY)
+        await channel.wait_for_state_change(state)
 
 
 def _credentials(ca: Path) -> grpc.ChannelCredentials:
@@ -207,12 +235,9 @@ def _wait_ready(channel: grpc.Channel, target: str, timeout_s: float) -> None:
     try:
         while True:
             state = states.get(timeout=timeout_s)
-            if state is grpc.ChannelConnectivity.READY:
+            if state is _States.READY:
                 return
-            if state in (
-                grpc.ChannelConnectivity.TRANSIENT_FAILURE,
-                grpc.ChannelConnectivity.SHUTDOWN,
-            ):
+            if state in (_States.TRANSIENT_FAILURE, _States.SHUTDOWN):
                 raise UnreachableError(f"no server answers at {target}.", remedy=_REMEDY)
     except queue.Empty:
         raise UnreachableError(

@@ -15,5 +15,7 @@ class ExitCode(IntEnum):
     """The command line or the config is wrong."""
     UNREACHABLE = 3
     """No server answers at the target."""
+    INTERRUPTED = 130
+    """Ctrl-C or SIGTERM ended it early; what it had measured was shown."""
     HANG = 70
     """A step of the engine hung; a supervisor should start the server again."""

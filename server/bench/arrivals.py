@@ -8,12 +8,17 @@ a fixed number of users who wait for each answer. Knows nothing of what is sent.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 _MOST_AT_A_TIME = 10_000
+
+Send = Callable[[int, float], Awaitable[float]]
+"""Sends the request of a number, due at a moment (monotonic seconds); returns how many seconds its
+user then stays away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class Plan:
         concurrency: Users of a closed loop.
         seconds: How long new ones are sent; None for as long as ``requests`` says.
         requests: How many are sent at most; None for as many as the time allows.
-        seed: Of the moments.
+        seed: Of all draws.
     """
 
     rate: float | None
@@ -35,63 +40,60 @@ class Plan:
     seed: int = 0
 
 
-async def send_all(plan: Plan, send: Callable[[int, float], Awaitable[None]]) -> float:
-    """Send as planned and wait for all; returns the seconds from the first to the last answer.
+def moments(plan: Plan) -> Iterator[float]:
+    """Seconds from the beginning to each request of an open loop.
 
-    Args:
-        plan: When.
-        send: Sends the request of this number, which was due at this moment (monotonic seconds).
+    A Poisson process: the times between requests are independent and exponential.
     """
-    begun_s = time.monotonic()
+    rng = random.Random(plan.seed)  # noqa: S311 - no secret
+    due_s = 0.0
+    for _ in _numbers(plan.requests):
+        due_s += rng.expovariate(plan.rate or 1.0)
+        if plan.seconds is not None and due_s > plan.seconds:
+            return
+        yield due_s
+
+
+async def send_all(plan: Plan, send: Send) -> None:
+    """Send as planned and wait for all."""
     if plan.rate is None:
-        await _closed(plan, send, begun_s)
+        await _closed(plan, send)
     else:
-        await _open(plan, send, begun_s)
-    return time.monotonic() - begun_s
+        await _open(moments(plan), send)
 
 
-async def _open(plan: Plan, send: Callable[[int, float], Awaitable[None]], begun_s: float) -> None:
+async def _open(due: Iterable[float], send: Send) -> None:
+    begun_s = time.monotonic()
+    room = asyncio.Semaphore(_MOST_AT_A_TIME)  # a machine has only so many streams
     async with asyncio.TaskGroup() as group:
-        running: set[asyncio.Task[None]] = set()
-        async for number, due_s in _moments(plan, begun_s):
-            while len(running) >= _MOST_AT_A_TIME:  # a machine has only so many streams
-                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for number, after_s in enumerate(due):
+            due_s = begun_s + after_s
+            await asyncio.sleep(max(due_s - time.monotonic(), 0.0))
+            await room.acquire()
             task = group.create_task(_sent(send, number, due_s))
-            running.add(task)
-            task.add_done_callback(running.discard)
+            task.add_done_callback(lambda _: room.release())
 
 
-async def _closed(
-    plan: Plan, send: Callable[[int, float], Awaitable[None]], begun_s: float
-) -> None:
-    numbers = iter(range(plan.requests if plan.requests is not None else 1 << 62))
-    end_s = None if plan.seconds is None else begun_s + plan.seconds
+async def _closed(plan: Plan, send: Send) -> None:
+    numbers = iter(_numbers(plan.requests))
+    end_s = float("inf") if plan.seconds is None else time.monotonic() + plan.seconds
 
     async def user() -> None:
-        while end_s is None or time.monotonic() < end_s:
+        while (now_s := time.monotonic()) < end_s:
             number = next(numbers, None)
             if number is None:
                 return
-            await send(number, time.monotonic())
+            pause_s = await send(number, now_s)
+            await asyncio.sleep(min(pause_s, max(end_s - time.monotonic(), 0.0)))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(plan.concurrency):
             group.create_task(user())
 
 
-async def _moments(plan: Plan, begun_s: float) -> AsyncIterator[tuple[int, float]]:
-    assert plan.rate is not None  # noqa: S101 - of open loops only
-    rng = random.Random(plan.seed)  # noqa: S311 - no secret
-    due_s = begun_s
-    number = 0
-    while plan.requests is None or number < plan.requests:
-        due_s += rng.expovariate(plan.rate)
-        if plan.seconds is not None and due_s > begun_s + plan.seconds:
-            return
-        await asyncio.sleep(max(due_s - time.monotonic(), 0.0))
-        yield number, due_s
-        number += 1
+def _numbers(count: int | None) -> Iterable[int]:
+    return itertools.count() if count is None else range(count)
 
 
-async def _sent(send: Callable[[int, float], Awaitable[None]], number: int, due_s: float) -> None:
+async def _sent(send: Send, number: int, due_s: float) -> None:
     await send(number, due_s)

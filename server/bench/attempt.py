@@ -1,12 +1,14 @@
 """One request of the load generator: sent, read to its end or left on purpose, and timed.
 
-Knows nothing of when requests are sent or of how figures are put together.
+Owns what became of it: every request that is sent ends with exactly one status, also when the run
+is interrupted. Knows nothing of when requests are sent or of how figures are put together.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,12 @@ import grpc
 
 from protos import inference_pb2 as pb
 
-OK, LEFT = "ok", "left"
+OK, LEFT, INTERRUPTED, NO_FINISH = "ok", "left", "interrupted", "no_finish"
+OVERLOADED = "resource_exhausted"
+
+_PUSHBACK = "grpc-retry-pushback-ms"  # of gRPC's retry design (A6)
+_PAUSE_S = 0.1  # of a user who got an error that does not say when to come back
+_LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +29,35 @@ class Attempt:
     """What became of one request.
 
     Attributes:
-        variant: Who answered; empty where nobody did.
-        status: ``ok``, ``left`` (cancelled on purpose), or gRPC's status in lower case.
+        variant: Who answered; who was asked where nobody did, empty for routed traffic.
+        status: ``ok``, ``left`` (cancelled on purpose), ``interrupted`` (the run was),
+            ``no_finish`` (a stream that ended without its last message), or gRPC's status in lower
+            case.
         due_s: When it was to be sent (monotonic seconds).
+        sent_s: When it was.
         ended_s: When its last message came, or it was refused or left.
-        prompt_tokens: Of its prompt.
         arrivals: When each message with tokens came, and how many it held.
         queue_s: Seconds that the server says it waited.
+        cached_tokens: Of its prompt that the server had computed for another one.
+        message: The server's sentence where it refused.
+        pause_s: Seconds after which its user asks again.
     """
 
     variant: str
     status: str
     due_s: float
+    sent_s: float
     ended_s: float
-    prompt_tokens: int
     arrivals: tuple[tuple[float, int], ...] = ()
     queue_s: float | None = None
+    cached_tokens: int = 0
+    message: str = ""
+    pause_s: float = 0.0
+
+    @property
+    def lateness_s(self) -> float:
+        """Seconds from when it was due to when the generator sent it."""
+        return self.sent_s - self.due_s
 
     @property
     def first_token_s(self) -> float | None:
@@ -66,11 +86,11 @@ class Attempt:
 async def attempt(
     stub: Any,
     request: pb.GenerateRequest,
-    prompt: Sequence[int],
+    ended: Callable[[Attempt], None],
     *,
     due_s: float,
     timeout_s: float,
-    leaves_after: int | None,
+    leaves_after: int | None = None,
     metadata: Sequence[tuple[str, str]] = (),
 ) -> Attempt:
     """Send a request and read its answer.
@@ -78,29 +98,55 @@ async def attempt(
     Args:
         stub: Of the server.
         request: What is asked.
-        prompt: Its token ids.
+        ended: Told exactly once what became of it, also where this is cancelled.
         due_s: When it was to be sent.
-        timeout_s: Its deadline.
+        timeout_s: Its deadline, from when it was due.
         leaves_after: After how many tokens it is cancelled; None reads to the end.
         metadata: Sent with it.
     """
+    sent_s = time.monotonic()
     arrivals: list[tuple[float, int]] = []
-    variant, status, queue_s = request.variant, OK, None
-    call = stub.Generate(request, timeout=timeout_s, metadata=tuple(metadata))
+    finish: pb.Finish | None = None
+    status, message, pause_s = NO_FINISH, "", 0.0
+    call = stub.Generate(
+        request, timeout=max(due_s + timeout_s - sent_s, 0.0), metadata=tuple(metadata)
+    )
     try:
-        async for message in call:
-            if message.token_ids:
-                arrivals.append((time.monotonic(), len(message.token_ids)))
-            if message.HasField("finish"):
-                variant = message.finish.variant
-                queue_s = message.finish.timings.queue_seconds
+        async for answer in call:
+            if answer.token_ids:
+                arrivals.append((time.monotonic(), len(answer.token_ids)))
+            if answer.HasField("finish"):
+                finish, status = answer.finish, OK
             elif leaves_after is not None and sum(n for _, n in arrivals) >= leaves_after:
                 call.cancel()
                 status = LEFT
                 break
-        else:
-            if queue_s is None:
-                status = "no_finish"  # a stream that ends without its last message
     except grpc.aio.AioRpcError as error:
-        status = error.code().name.lower()
-    return Attempt(variant, status, due_s, time.monotonic(), len(prompt), tuple(arrivals), queue_s)
+        status, message = error.code().name.lower(), error.details() or ""
+        pause_s = _pause_s(error)
+    except asyncio.CancelledError:
+        status = INTERRUPTED
+        raise
+    finally:
+        one = Attempt(
+            variant=request.variant if finish is None else finish.variant,
+            status=status,
+            due_s=due_s,
+            sent_s=sent_s,
+            ended_s=time.monotonic(),
+            arrivals=tuple(arrivals),
+            queue_s=None if finish is None else finish.timings.queue_seconds,
+            cached_tokens=0 if finish is None else finish.usage.cached_tokens,
+            message=message,
+            pause_s=pause_s,
+        )
+        ended(one)
+    return one
+
+
+def _pause_s(error: grpc.aio.AioRpcError) -> float:
+    """As long as the server asks for, else a little, so that a closed loop does not spin."""
+    for name, value in error.trailing_metadata() or ():
+        if name == _PUSHBACK and str(value).isdecimal():
+            return min(int(value) / 1000, _LONGEST_PAUSE_S)
+    return _PAUSE_S

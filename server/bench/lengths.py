@@ -14,6 +14,7 @@ from server.errors import ServerError
 NOTATION = "a number, uniform:LOW:HIGH, normal:MEAN:DEVIATION or lognormal:MEDIAN:SIGMA"
 _KINDS = ("uniform", "normal", "lognormal")
 _LONGEST = 1 << 20
+_LARGEST_SIGMA = 10.0  # beyond it nearly every draw is one of the ends
 
 
 class LengthError(ServerError):
@@ -29,7 +30,6 @@ class Lengths:
     kind: str
     first: float
     second: float = 0.0
-    most: int = _LONGEST
 
     def draw(self, rng: random.Random) -> int:
         """One length, at least 1."""
@@ -42,13 +42,13 @@ class Lengths:
                 value = rng.lognormvariate(math.log(self.first), self.second)
             case _:
                 value = self.first
-        return max(1, min(round(value), self.most))
+        return max(1, min(round(value), _LONGEST))
 
     def __str__(self) -> str:
         """As it is written."""
         if self.kind == "fixed":
-            return f"{self.first:g}"
-        return f"{self.kind}:{self.first:g}:{self.second:g}"
+            return _number(self.first)
+        return f"{self.kind}:{_number(self.first)}:{_number(self.second)}"
 
 
 def parse_lengths(text: str, option: str) -> Lengths:
@@ -63,13 +63,27 @@ def parse_lengths(text: str, option: str) -> Lengths:
         if known:
             lengths = Lengths(kind, float(numbers[0]), float(numbers[1]))
         else:
-            lengths = Lengths("fixed", float(int(text)))
+            kind, lengths = "fixed", Lengths("fixed", float(int(text)))
     except ValueError:
         raise _wrong(text, option) from None
-    is_ordered = kind != "uniform" or lengths.first <= lengths.second
-    if not 1 <= lengths.first <= _LONGEST or not 0 <= lengths.second <= _LONGEST or not is_ordered:
+    if not (1 <= lengths.first <= _LONGEST and 0 <= lengths.second <= _most_second(kind)):
+        raise _wrong(text, option)
+    if kind == "uniform" and not _is_range(lengths):
         raise _wrong(text, option)
     return lengths
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def _most_second(kind: str) -> float:
+    return _LARGEST_SIGMA if kind == "lognormal" else _LONGEST
+
+
+def _is_range(lengths: Lengths) -> bool:
+    whole = lengths.first.is_integer() and lengths.second.is_integer()
+    return whole and lengths.first <= lengths.second
 
 
 def _wrong(text: str, option: str) -> LengthError:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import secrets
+import signal
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +17,26 @@ from server.commands.remote import Ca, Target, Token, checked_target, failures, 
 from server.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from server.bench.run import Load
+    from server.bench.progress import Progress
+    from server.bench.run import Load, Run
     from server.bench.summary import Objective
 
-_TEXT = Path(__file__).parents[1] / "bench" / "text.txt"
+_SECONDS = 30.0
+_USERS = 8
+
+
+def _finite(value: float | None) -> float | None:
+    """Bounds let numbers through that are none, and a run of ``nan`` seconds would not end."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value
+
+
+def _bound(text: str) -> Any:
+    return typer.Option(min=0, callback=_finite, help=text)
 
 
 def bench(
@@ -29,18 +47,28 @@ def bench(
         typer.Option(
             min=0.001,
             max=100_000,
+            callback=_finite,
             help="Requests per second at random (Poisson) moments; without it, a closed loop.",
         ),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Users of a closed loop.")
-    ] = 8,
+        int | None, typer.Option(min=1, max=10_000, help=f"Users of a closed loop; {_USERS}.")
+    ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, max=86_400, help="How long requests are sent.")
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=86_400,
+            callback=_finite,
+            help=f"How long requests are sent; {_SECONDS:g} unless --requests is given.",
+        ),
     ] = None,
     requests: Annotated[
         int | None, typer.Option(min=1, max=10_000_000, help="How many are sent at most.")
     ] = None,
+    warm_up: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Requests before, which no figure counts.")
+    ] = 0,
     variant: Annotated[
         list[str] | None,
         typer.Option(
@@ -54,139 +82,182 @@ def bench(
         str, typer.Option(help="Length of answers, in the same notation.")
     ] = "uniform:8:64",
     shared_prefix: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Tokens that all prompts begin with.")
+        int,
+        typer.Option(min=0, max=1_000_000, help="Tokens in front with which all prompts begin."),
     ] = 0,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=100, callback=_finite, help="Of sampling.")
+    ] = 0.0,
     cancel_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of requests that leave before the end.")
+        float,
+        typer.Option(
+            min=0, max=1, callback=_finite, help="Share of requests that leave before the end."
+        ),
     ] = 0.0,
     timeout: Annotated[
-        float, typer.Option(min=0.001, max=86_400, help="Deadline of each request in seconds.")
+        float,
+        typer.Option(
+            min=0.001,
+            max=86_400,
+            callback=_finite,
+            help="Deadline of each request, in seconds from when it is due.",
+        ),
     ] = 600.0,
     slo_first_token: Annotated[
-        float | None, typer.Option(min=0, help="Good requests have a token within these seconds.")
+        float | None, _bound("Good requests have a token within these seconds.")
     ] = None,
     slo_inter_token: Annotated[
-        float | None,
-        typer.Option(min=0, help="... and these seconds per further token on average."),
+        float | None, _bound("... and these seconds per further token on average.")
     ] = None,
-    slo_duration: Annotated[
-        float | None, typer.Option(min=0, help="... and end within these seconds.")
-    ] = None,
+    slo_duration: Annotated[float | None, _bound("... and end within these seconds.")] = None,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text that prompts are cut from.", exists=True)
+        Path | None,
+        typer.Option(help="UTF-8 text that prompts are cut from.", exists=True, dir_okay=False),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=(1 << 63) - 1, help="Of all draws; the run tells the drawn one."),
+    ] = None,
+    connections: Annotated[
+        int, typer.Option(min=1, max=1000, help="Connections that requests are spread over.")
+    ] = 4,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures as JSON instead of tables.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write all figures to this JSON file, too.", dir_okay=False),
+    ] = None,
     token: Token = None,
     ca: Ca = None,
 ) -> None:
     """Send requests to a running server and report latencies, throughput and goodput.
 
     In an open loop (`--rate`) requests come whether or not earlier ones are served, and a wait is
-    counted from when the request was due. Exit codes: 0 measured, 1 failed, 3 no server answers.
+    counted from when the request was due. Ctrl-C ends the run and shows what came until then.
+    Exit codes: 0 measured, 1 no request was answered, 2 wrong usage, 3 no server answers, 130
+    interrupted.
     """
     from server.bench.arrivals import Plan
     from server.bench.lengths import parse_lengths
     from server.bench.run import Load
+    from server.bench.session import TEXT, open_run
     from server.bench.summary import Objective
     from server.errors import ServerError
 
     checked_target(target)
+    if rate is not None and concurrency is not None:
+        raise typer.BadParameter(
+            "an open loop has no fixed number of users; give --rate or --concurrency, not both.",
+            param_hint="--concurrency",
+        )
+    if out is not None and not out.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {out.parent}.", param_hint="--out")
     if seconds is None and requests is None:
-        seconds = 30.0
+        seconds = _SECONDS
+    if seed is None:  # a run that repeats another's prompts would find them in the server's cache
+        seed = secrets.randbelow(1 << 31)
     try:
         load = Load(
-            Plan(rate, concurrency, seconds, requests, seed),
-            tuple(variant or ()),
+            Plan(rate, concurrency or _USERS, seconds, requests, seed),
             parse_lengths(prompt_tokens, "--prompt-tokens"),
             parse_lengths(output_tokens, "--output-tokens"),
-            cancel_rate,
-            shared_prefix,
-            timeout,
-            seed=seed,
+            variants=tuple(variant or ("",)),
+            cancel_rate=cancel_rate,
+            shared_prefix=shared_prefix,
+            timeout_s=timeout,
+            temperature=temperature,
         )
-        content = (text or _TEXT).read_text(encoding="utf-8")
-    except (ServerError, OSError, UnicodeDecodeError) as error:
+    except ServerError as error:
         raise typer.BadParameter(str(error)) from None
+    content = _content(text or TEXT)
     objective = Objective(slo_first_token, slo_inter_token, slo_duration)
+
+    def opened(progress: Progress) -> AbstractAsyncContextManager[Run]:
+        return open_run(
+            target,
+            content,
+            load,
+            connections=connections,
+            ca=ca,
+            metadata=metadata_of(token),
+            ended=progress.ended,
+        )
+
     with failures():
-        report = asyncio.run(_run(target, content, load, objective, token=token, ca=ca))
-    _show(report)
+        report = asyncio.run(_report(opened, load, objective, warm_up))
+    if report is None:
+        typer.echo("error: interrupted before anything was measured.", err=True)
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    _tell({"target": target, **report}, out, as_json=as_json)
+
+
+def _tell(report: dict[str, Any], out: Path | None, *, as_json: bool) -> None:
+    """Print and write the figures, then end with the exit code that they mean."""
+    from rich.console import Console
+
+    from server.bench.attempt import OK
+    from server.bench.tables import show, warnings
+
+    written = json.dumps(report, indent=1, allow_nan=False)
     if out is not None:
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if not report["requests"]:
+        out.write_text(written + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(written)
+    else:
+        show(report, Console())
+    for line in warnings(report):
+        typer.echo(f"warning: {line}", err=True)
+    if report["interrupted"]:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if not report["statuses"].get(OK):
         raise typer.Exit(ExitCode.FAILURE)
 
 
-async def _run(
-    target: str,
-    content: str,
+def _content(path: Path) -> str:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(
+            f"{path} cannot be read as UTF-8 ({error}).", param_hint="--text"
+        ) from None
+    if not content.strip():
+        raise typer.BadParameter(f"{path} holds no text.", param_hint="--text")
+    return content
+
+
+async def _report(
+    opened: Callable[[Progress], AbstractAsyncContextManager[Run]],
     load: Load,
     objective: Objective,
-    *,
-    token: str | None,
-    ca: Path | None,
-) -> dict[str, Any]:
-    import grpc
-
-    from protos import inference_pb2 as pb
-    from protos import inference_pb2_grpc as pb_grpc
+    warm_up: int,
+) -> dict[str, Any] | None:
+    """Run, also where a signal ends it early; None when nothing was measured by then."""
     from server.bench.progress import Progress
-    from server.bench.run import run
-    from server.client import RefusedError, open_channel
+    from server.bench.summary import summarize
 
-    metadata = metadata_of(token)
-    async with open_channel(target, ca) as channel:
-        stub: Any = pb_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
-        request = pb.TokenizeRequest(
-            variant=load.variants[0] if load.variants else "",
-            text=content,
-            add_special_tokens=False,
-        )
-        try:
-            answer = await stub.Tokenize(request, timeout=60, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            code = error.code().name.lower()
-            raise RefusedError(code, error.details() or "no details") from None
+    begun: list[Run] = []
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+
+    async def work() -> None:
         with Progress(load.plan) as progress:
-            return await run(
-                stub,
-                list(answer.token_ids),
-                load,
-                objective,
-                metadata=metadata,
-                ended=progress.ended,
-            )
+            async with opened(progress) as run:
+                await run.warm_up(warm_up)
+                progress.begin(run)
+                begun.append(run)
+                await run.measure()
 
-
-def _show(report: dict[str, Any]) -> None:
-    """The figures as tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(box=None)
-    for name in ("", "requests", "tokens/s", "goodput", "mean", "p50", "p90", "p95", "p99"):
-        table.add_column(name, justify="left" if not name else "right")
-    for name, figures in (("all", report), *report["variants"].items()):
-        table.add_row(
-            name,
-            str(figures["requests"]),
-            f"{figures['tokens_per_second']:.1f}",
-            f"{figures['goodput_requests_per_second']:.2f}/s ({figures['goodput_share']:.0%})",
-        )
-        for label, key in (
-            ("  to first token, ms", "time_to_first_token_seconds"),
-            ("  between tokens, ms", "inter_token_latency_seconds"),
-            ("  whole request, ms", "request_duration_seconds"),
-            ("  in the queue, ms", "queue_seconds"),
-        ):
-            table.add_row(label, "", "", "", *_cells(figures[key]))
-    console.print(table)
-    statuses = ", ".join(f"{count} {name}" for name, count in report["statuses"].items())
-    console.print(f"{report['requests_per_second']:.2f} answered requests/s; {statuses}")
-
-
-def _cells(spread: dict[str, Any]) -> Sequence[str]:
-    names = ("mean", "p50", "p90", "p95", "p99")
-    return ["-" if spread[name] is None else f"{spread[name] * 1000:.1f}" for name in names]
+    working = asyncio.ensure_future(work())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, working.cancel)
+    await asyncio.wait([working])
+    if not working.cancelled():
+        working.result()
+    if not begun:
+        return None
+    return {
+        "created": created,
+        "interrupted": working.cancelled(),
+        "load": load.described() | {"warm_up": warm_up},
+        **summarize(begun[0].record(), objective),
+    }
