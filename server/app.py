@@ -337,6 +337,7 @@ class App:
             memory_bytes=machine.available_memory_bytes() // len(self._config.variants),
             max_waiting=engine.max_waiting,
             threads=threads,
+            available_bytes=machine.available_memory_bytes,
         )
 
 

@@ -108,7 +108,7 @@ class Client:
         Raises:
             RefusedError: The server says no.
         """
-        return self._answer(self._admin.SetTraffic, request)
+        return self._traffic(self._admin.SetTraffic, request)
 
     def promote(self, variant: str) -> admin.Traffic:
         """Give one variant all routed traffic; gives what traffic is now.
@@ -116,7 +116,7 @@ class Client:
         Raises:
             RefusedError: The server says no.
         """
-        return self._answer(self._admin.Promote, admin.PromoteRequest(variant=variant))
+        return self._traffic(self._admin.Promote, admin.PromoteRequest(variant=variant))
 
     def roll_back(self) -> admin.Traffic:
         """Take the latest change of traffic back; gives what traffic is now.
@@ -124,7 +124,7 @@ class Client:
         Raises:
             RefusedError: The server says no.
         """
-        return self._answer(self._admin.Rollback, admin.RollbackRequest())
+        return self._traffic(self._admin.Rollback, admin.RollbackRequest())
 
     def traffic(self) -> admin.Traffic:
         """What traffic is.
@@ -132,7 +132,7 @@ class Client:
         Raises:
             RefusedError: The server says no.
         """
-        return self._answer(self._admin.GetTraffic, admin.GetTrafficRequest())
+        return self._traffic(self._admin.GetTraffic, admin.GetTrafficRequest())
 
     def compare(self, baseline: str, candidate: str) -> admin.CompareResponse:
         """Two variants on the server's own traffic.
@@ -141,11 +141,18 @@ class Client:
             RefusedError: The server says no.
         """
         request = admin.CompareRequest(baseline=baseline, candidate=candidate)
-        return self._answer(self._admin.Compare, request, timeout_s=_COMPARE_TIMEOUT_S)
-
-    def _answer(self, method: Any, request: Any, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
         with _refusals():
-            return method(request, timeout=timeout_s, metadata=self._metadata)
+            found: admin.CompareResponse = self._admin.Compare(
+                request, timeout=_COMPARE_TIMEOUT_S, metadata=self._metadata
+            )
+        return found
+
+    def _traffic(self, method: Any, request: Any) -> admin.Traffic:
+        with _refusals():
+            found: admin.Traffic = method(
+                request, timeout=CONNECT_TIMEOUT_S, metadata=self._metadata
+            )
+        return found
 
 
 @contextmanager

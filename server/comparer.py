@@ -152,6 +152,11 @@ def _figures(
     notes: list[str] = []
     if not judged:
         notes.append("No answer of the baseline was judged by the candidate; SetTraffic a shadow.")
+    else:
+        notes.append(
+            "Answers of others are computed many tokens at a time, which costs less per token than "
+            "generating them: compare engine seconds of variants that do the same work."
+        )
     ratios: dict[str, Estimate] = {}
     for measure in _MEASURES:
         ratio = stratified_ratio(_samples(ours, measure), _samples(theirs, measure))

@@ -42,6 +42,8 @@ class LoadSettings:
         memory_bytes: What one variant may take in all, weights included.
         max_waiting: Requests that may wait for a slot.
         threads: Who computes.
+        available_bytes: What the machine has left once the weights are loaded; others may have
+            come before. None: not looked at.
     """
 
     slots: int
@@ -50,6 +52,7 @@ class LoadSettings:
     memory_bytes: int
     max_waiting: int
     threads: Threads
+    available_bytes: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,10 @@ def _kv_budget_tokens(session: DecoderSession, size_bytes: int, settings: LoadSe
     if settings.kv_bytes is not None:
         kv_bytes = settings.kv_bytes
     else:
-        kv_bytes = int(max(settings.memory_bytes - size_bytes, 0) * _CACHE_SHARE)
+        left = max(settings.memory_bytes - size_bytes, 0)
+        if settings.available_bytes is not None:
+            left = min(left, settings.available_bytes())
+        kv_bytes = int(left * _CACHE_SHARE)
     all_slots = session.slots * session.max_length
     tokens = min(kv_bytes // session.kv_bytes_per_token, all_slots)
     if tokens < min(_FEWEST_TOKENS, session.max_length):

@@ -44,10 +44,16 @@ class Traffic:
         return Traffic({name: 1.0}, None if shadow and shadow.candidate == name else shadow)
 
     def among(self, serving: Callable[[str], bool], default: str) -> Traffic | None:
-        """The same without those that do not serve; None where nobody would be left."""
-        if not any(serving(name) for name in self.takers(default)):
+        """The same without those that do not serve; None where nobody would be left.
+
+        A shadow that would be left alone with itself ends.
+        """
+        takers = {name for name in self.takers(default) if serving(name)}
+        if not takers:
             return None
-        shadow = self.shadow if self.shadow and serving(self.shadow.candidate) else None
+        shadow = self.shadow
+        if shadow and (not serving(shadow.candidate) or takers == {shadow.candidate}):
+            shadow = None
         kept = {name: weight for name, weight in self.weights.items() if serving(name)}
         return replace(self, weights=kept, shadow=shadow)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,14 @@ def test_a_configured_size_is_kept() -> None:
 def test_by_default_half_of_what_weights_leave() -> None:
     """Activations and the system need the rest."""
     assert _kv_budget_tokens(SESSION, 400_000, settings(memory_bytes=1_000_000)) == 300
+
+
+def test_what_was_loaded_meanwhile_leaves_less() -> None:
+    """A variant that is loaded later finds what the others have left, not what there was once."""
+    scarce = replace(settings(memory_bytes=1_000_000), available_bytes=lambda: 100_000)
+    assert _kv_budget_tokens(SESSION, 400_000, scarce) == 50
+    ample = replace(scarce, available_bytes=lambda: 1 << 40)
+    assert _kv_budget_tokens(SESSION, 400_000, ample) == 300
 
 
 def test_never_more_than_all_slots_can_hold() -> None:

@@ -52,7 +52,10 @@ def test_what_was_taken_back_is_not_come_back_to() -> None:
 
 
 def test_a_variant_that_is_gone_is_never_led_back_to() -> None:
-    """Not by its weight, not as the shadow, and not as the default that took all."""
+    """Not by its weight, not as the shadow, and not as the default that took all.
+
+    Nor is a shadow that is left alone with itself kept.
+    """
     history = History(Traffic())
     history.change(Traffic({"a": 0.5, "b": 0.5}, SHADOW))
     history.change(Traffic({"a": 1.0}))
@@ -62,7 +65,7 @@ def test_a_variant_that_is_gone_is_never_led_back_to() -> None:
     seen = []
     while history.back(everybody, "a"):
         seen.append((dict(history.now.weights), history.now.shadow))
-    assert seen == [({"b": 0.5, "c": 0.5}, None), ({"b": 0.5}, SHADOW)]
+    assert seen == [({"b": 0.5, "c": 0.5}, None), ({"b": 0.5}, None)]
 
 
 def test_who_does_not_serve_now_is_left_out_and_nothing_is_lost_meanwhile() -> None:
@@ -74,6 +77,13 @@ def test_who_does_not_serve_now_is_left_out_and_nothing_is_lost_meanwhile() -> N
     assert history.now == Traffic({"c": 1.0})
     assert history.back(lambda name: name != "b", "a")
     assert history.now == Traffic({"a": 0.5})
+
+
+def test_a_shadow_of_others_is_kept() -> None:
+    """Who takes a part itself can still be judged on the rest."""
+    traffic = Traffic({"a": 1.0, "b": 1.0, "c": 1.0}, SHADOW)
+    assert traffic.among(lambda name: name != "c", "a") == Traffic({"a": 1.0, "b": 1.0}, SHADOW)
+    assert traffic.among(lambda name: name != "b", "a") == Traffic({"a": 1.0, "c": 1.0})
 
 
 def test_history_is_bounded() -> None:
