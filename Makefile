@@ -26,7 +26,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help setup serve test check fmt lint test-slow test-system test-optimum bench bench-methods \
-	protos demo-model constraints config-reference image clean
+	bench-overload protos demo-model constraints config-reference image clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -96,6 +96,9 @@ bench: $(STAMP) ## Measure against the peers; prints tables and writes benchmark
 
 bench-methods: $(STAMP) ## Compare all methods on the demo model; prints a table, writes build/methods/.
 	$(BIN)/python -m benchmarks.methods $(ARGS)
+
+bench-overload: $(STAMP) ## Find the load that the demo model sustains, and judge twice that (half an hour).
+	$(BIN)/python -m benchmarks.overload $(ARGS)
 
 protos: $(STAMP) ## Generate the gRPC stubs anew.
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
