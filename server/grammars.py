@@ -8,7 +8,6 @@ and what was compiled lately. A format is tried in a process of its own first
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from server.engine.constraint import Constraint, ConstraintError
 from server.errors import InvalidRequestError, OverloadedError
 from server.grammar_compiler import GrammarError, compile_grammar, read_vocabulary
 from server.grammar_trial import GrammarTrial, TrialEndedError, Vocabulary
+from server.json_text import read_json
 from server.limits import RequestLimits
 from server.parameters import check_text
 from server.selection import Serving
@@ -126,8 +126,9 @@ class Grammars:
         field = _field(wanted)
         try:
             grammar = _grammar(wanted)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(field, f"is no valid JSON: {error}", "correct it") from error
+        except ValueError as error:
+            problem = f"cannot be kept to: {_short(str(error))}"
+            raise InvalidRequestError(field, problem, "correct it") from error
         vocabulary, compiled_vocabulary = self._vocabulary(serving)
         try:
             self._trial.check(vocabulary, grammar)
@@ -182,7 +183,7 @@ class _Matching:
 def _grammar(wanted: ResponseFormat) -> str:
     match wanted.kind:
         case FormatKind.JSON_SCHEMA:
-            json.loads(wanted.source)  # what is no JSON is told in Python's words
+            read_json(_field(wanted), wanted.source)
             return llguidance.LLMatcher.grammar_from_json_schema(wanted.source, overrides=_LAYOUT)
         case FormatKind.JSON_OBJECT:
             return llguidance.LLMatcher.grammar_from_json_schema(_JSON_OBJECT, overrides=_LAYOUT)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from server import json_text
 from server.errors import InvalidRequestError
 
 _LONGEST = 64 << 10
@@ -32,7 +32,4 @@ def read_json(field: str, text: str) -> Any:
     """
     if len(text) > _LONGEST:
         raise InvalidRequestError(field, f"has more than {_LONGEST} characters", "make it smaller")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(field, f"is no valid JSON: {error}", "correct it") from error
+    return json_text.read_json(field, text)
