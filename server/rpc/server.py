@@ -47,6 +47,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     # Clients may ping every 10 s, also while they wait for the first token.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # A peer that connects and does not speak is let go.
+    ("grpc.server_handshake_timeout_ms", 20_000),
     # Two servers on one port would share its requests without a word.
     ("grpc.so_reuseport", 0),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
@@ -41,6 +42,19 @@ async def answering(core: Core, context: Any, method: str) -> AsyncIterator[None
         await _abort(context, error)
     except Exception as error:  # noqa: BLE001 - the border: nothing may leave with its detail
         await _abort(context, core.internal(error, method=method))
+
+
+async def send(context: Any, message: Any) -> None:
+    """Write a message into a stream.
+
+    Raises:
+        asyncio.CancelledError: Its caller left while it waited to be read, which gRPC tells as a
+            failure of its own before it cancels the call.
+    """
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 async def _abort(context: Any, error: RequestError) -> NoReturn:
