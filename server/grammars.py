@@ -40,6 +40,7 @@ _LONGEST_PROBLEM = 300
 
 # Models write JSON with spaces behind separators; room for more is room to write nothing else.
 _LAYOUT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_Key = tuple[int, ResponseFormat]
 _JSON_OBJECT = '{"type": "object"}'
 
 
@@ -73,11 +74,11 @@ class Grammars:
     def __init__(self, executor: Executor, trial: GrammarTrial | None = None) -> None:
         self._executor = executor
         self._trial = trial or GrammarTrial()
-        self._pending = 0
         self._vocabularies: WeakKeyDictionary[Tokenizer, tuple[Vocabulary, Any]] = (
             WeakKeyDictionary()
         )
-        self._compiled: OrderedDict[tuple[int, ResponseFormat], Any] = OrderedDict()
+        self._compiling: dict[_Key, asyncio.Future[Any]] = {}
+        self._compiled: OrderedDict[_Key, Any] = OrderedDict()
 
     async def compile(self, wanted: ResponseFormat, serving: Serving) -> Callable[[], Constraint]:
         """Make a factory of constraints, one for each text.
@@ -89,26 +90,19 @@ class Grammars:
         key = (id(serving.tokenizer), wanted)
         matcher = self._compiled.get(key)
         if matcher is None:
-            matcher = await self._in_thread(lambda: self._compile(wanted, serving))
+            matcher = await self._in_thread(key, lambda: self._compile(wanted, serving))
             self._compiled[key] = matcher
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(key)
         return lambda: _Matching(matcher.deep_copy(), serving.manifest.graph.vocab_size)
 
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        if self._pending >= _MOST_PENDING:
-            raise OverloadedError(
-                f"{self._pending} response formats wait to be compiled, as many as the server "
-                "takes; try again later.",
-                retry_after_s=_RETRY_S,
-            )
-        self._pending += 1
-        running = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        running.add_done_callback(self._done)
+    async def _in_thread(self, key: _Key, work: Callable[[], Any]) -> Any:
+        """The result of a format's work; who wants the same one waits for the same."""
+        running = self._compiling.get(key) or self._begin(key, work)
         try:
-            # Who leaves, or has waited for too long, takes what has not begun out of the line.
-            return await asyncio.wait_for(running, _LONGEST_WAIT_S)
+            # Who leaves does not stop it, for others may want it too.
+            return await asyncio.wait_for(asyncio.shield(running), _LONGEST_WAIT_S)
         except TimeoutError:
             raise OverloadedError(
                 f"a response format waited more than {_LONGEST_WAIT_S:g} s to be compiled, behind "
@@ -116,10 +110,23 @@ class Grammars:
                 retry_after_s=_RETRY_S,
             ) from None
 
-    def _done(self, running: asyncio.Future[Any]) -> None:
-        self._pending -= 1
-        if not running.cancelled():
-            running.exception()  # whoever waited has it, or has left
+    def _begin(self, key: _Key, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        if len(self._compiling) >= _MOST_PENDING:
+            raise OverloadedError(
+                f"{len(self._compiling)} response formats wait to be compiled, as many as the "
+                "server takes; try again later.",
+                retry_after_s=_RETRY_S,
+            )
+        running = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        self._compiling[key] = running
+
+        def done(_: asyncio.Future[Any]) -> None:
+            del self._compiling[key]
+            if not running.cancelled():
+                running.exception()  # whoever waited has it, or has left
+
+        running.add_done_callback(done)
+        return running
 
     def _compile(self, wanted: ResponseFormat, serving: Serving) -> Any:
         """On the executor's thread."""

@@ -62,5 +62,8 @@ async def _abort(context: Any, error: RequestError) -> NoReturn:
     if isinstance(error, OverloadedError):
         metadata = ((PUSHBACK, str(round(error.retry_after_s * 1000))),)
     details = str(error).encode()[:_LONGEST_DETAILS_BYTES].decode(errors="ignore")
-    await context.abort(CODES[error.status], details, metadata)
+    try:
+        await context.abort(CODES[error.status], details, metadata)
+    except grpc.aio.InternalError:  # nobody is there any more to be told
+        raise asyncio.CancelledError from None
     raise error  # abort has raised; this only says so to the type checker

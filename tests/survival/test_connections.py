@@ -138,7 +138,7 @@ def test_a_client_that_disconnects_at_any_byte_leaves_nothing_behind(
 
 def test_cancels_in_every_state_leave_nothing_behind(survivor: Survivor) -> None:
     """Queued, in their prompts, while they decode and as they end, at moments drawn at random."""
-    draw = random.Random(5)
+    draw = random.Random(5)  # noqa: S311 - no secret
     before = survivor.ended()
     with grpc.insecure_channel(survivor.server.target) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)

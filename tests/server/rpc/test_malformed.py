@@ -1,4 +1,4 @@
-"""Bytes that are no protobuf, and JSON in fields that is none: the caller's error, in every method."""
+"""Bytes that are no protobuf, and fields whose JSON is none: the caller's error, everywhere."""
 
 from __future__ import annotations
 
