@@ -120,25 +120,7 @@ def test_a_grammar_that_explodes_hurts_only_its_request(server: ServerProcess, a
 
 # Masks, against an oracle that tries every token.
 
-PIECES = [*"ab1- }cd", "aa", "ab", "ba", "abb", "12", "a-", "b1", "\"", "{\""]
-    "a",
-    "b",
-    "aa",
-    "ab",
-    "ba",
-    "abb",
-    "1",
-    "12",
-    "-",
-    "a-",
-    "b1",
-    '"',
-    '{"',
-    "}",
-    " ",
-    "c",
-    "d",
-]
+PIECES = [*"ab1- }cd", "aa", "ab", "ba", "abb", "12", "a-", "b1", '"', '{"', "2"]
 LANGUAGES = [
     ("regex", "(ab|ba){1,3}"),
     ("regex", "a{2,4}-[0-9]{1,2}"),

@@ -29,7 +29,8 @@ def soak(survivor: Survivor, count: int) -> tuple[float, Soak]:
     asyncio.run(load.run(count, sample, max(1, count // SAMPLES)))
     rate = count / (time.monotonic() - begun)
     slope = float(theilslopes([rss for _, rss in samples], [done for done, _ in samples]).slope)
-    megabytes = " ".join(f"{rss / (1 << 20):.1f}" for _, rss in samples[:: max(1, len(samples) // 8)])
+    few = samples[:: max(1, len(samples) // 8)]
+    megabytes = " ".join(f"{rss / (1 << 20):.1f}" for _, rss in few)
     print(f"{count} requests, {rate:.0f}/s, {slope:.1f} bytes each, MiB: {megabytes}")  # noqa: T201
     return slope, load
 
