@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 import time
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import llguidance
 import psutil
 import pytest
 
+from server.calls import FormatKind, ResponseFormat
+from server.errors import OverloadedError
 from server.grammar_compiler import GrammarError
 from server.grammar_trial import GrammarTrial, TrialEndedError, Vocabulary
+from server.grammars import Grammars
+from server.selection import require_serving
 from tests.server.conftest import DEMO_TOKENIZER
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Views
 
 # Each rule is two of the next one: compiling it goes as deep as there are rules.
 DEEP = "start: r0\n" + "\n".join(f"r{i}: r{i + 1} r{i + 1}" for i in range(3000)) + '\nr3000: "a"'
@@ -112,3 +122,53 @@ def test_a_trial_that_is_dropped_leaves_no_child(vocabulary: Vocabulary) -> None
     assert child.is_running()
     del trial
     assert not child.is_running()
+
+
+class Counting(GrammarTrial):
+    """Holds each trial until it is let go, and counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+        self.tried: list[str] = []
+
+    def check(self, vocabulary: Vocabulary, grammar: str) -> None:
+        self.tried.append(grammar)
+        self.let_go.wait(30)
+        super().check(vocabulary, grammar)
+
+
+async def test_who_wants_the_same_format_waits_for_the_same_compilation(catalog: Views) -> None:
+    """A hundred at once are tried once; one that leaves takes it from nobody."""
+    trial = Counting()
+    serving = require_serving(catalog.views["baseline"])
+    with ThreadPoolExecutor(1) as executor:
+        grammars = Grammars(executor, trial)
+        wanted = ResponseFormat(FormatKind.REGEX, "a+")
+        waiting = [asyncio.create_task(grammars.compile(wanted, serving)) for _ in range(100)]
+        await asyncio.sleep(0.01)
+        waiting[0].cancel()
+        trial.let_go.set()
+        made = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(made[0], asyncio.CancelledError)
+    assert all(callable(one) for one in made[1:])
+    assert len(trial.tried) == 1
+
+
+async def test_too_many_different_formats_are_refused_and_none_is_lost(catalog: Views) -> None:
+    """Those that were taken are compiled once the one in front has ended."""
+    trial = Counting()
+    serving = require_serving(catalog.views["baseline"])
+    with ThreadPoolExecutor(1) as executor:
+        grammars = Grammars(executor, trial)
+        waiting = [
+            asyncio.create_task(
+                grammars.compile(ResponseFormat(FormatKind.REGEX, f"a{{{n + 1}}}"), serving)
+            )
+            for n in range(40)
+        ]
+        await asyncio.sleep(0.01)
+        trial.let_go.set()
+        made = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [isinstance(one, OverloadedError) for one in made] == [False] * 32 + [True] * 8
+    assert all(callable(one) for one in made[:32])
