@@ -1,14 +1,13 @@
 """What a text must keep to, compiled: JSON schemas, regular expressions, grammars, choices.
 
-Owns the checks of response formats, compiling them (llguidance) off the event loop with bounds on
-size and time, and what was compiled lately. Knows nothing of the engine but the constraint that it
-is given.
+Owns the checks of response formats, compiling them off the event loop with bounds on size and time,
+and what was compiled lately. A format is tried in a process of its own first
+(``server.grammar_trial``). Knows nothing of the engine but the constraint that it is given.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,28 +23,24 @@ from artifacts.tokenizer import Tokenizer
 from server.calls import FormatKind, ResponseFormat
 from server.engine.constraint import Constraint, ConstraintError
 from server.errors import InvalidRequestError, OverloadedError
+from server.grammar_compiler import GrammarError, compile_grammar, read_vocabulary
+from server.grammar_trial import GrammarTrial, TrialEndedError, Vocabulary
+from server.json_text import read_json
 from server.limits import RequestLimits
 from server.parameters import check_text
 from server.selection import Serving
 
-_LONGEST_COMPILE_S = 5.0
+# As long as two grammars that end the process that tries them: who waits behind them is served.
+_LONGEST_WAIT_S = 15.0
 _MOST_PENDING = 32
 _KEPT = 64
 _RETRY_S = 0.5
 _MOST_CHOICES = 1024
 _LONGEST_PROBLEM = 300
 
-# A mask of 128,000 tokens takes some 50 us; these end what would take a hundred times as long.
-_LIMITS = llguidance.LLParserLimits(
-    initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=200_000,
-    step_max_items=50_000,
-    max_lexer_states=50_000,
-    max_grammar_size=200_000,
-    verbose_errors=False,
-)
 # Models write JSON with spaces behind separators; room for more is room to write nothing else.
 _LAYOUT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_Key = tuple[int, ResponseFormat]
 _JSON_OBJECT = '{"type": "object"}'
 
 
@@ -73,81 +68,91 @@ class Grammars:
 
     Args:
         executor: One thread: whatever else is compiled waits meanwhile, and nothing but that.
+        trial: Tries grammars before they are compiled here.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, trial: GrammarTrial | None = None) -> None:
         self._executor = executor
-        self._pending = 0
-        self._vocabularies: WeakKeyDictionary[Tokenizer, Any] = WeakKeyDictionary()
-        self._compiled: OrderedDict[tuple[int, ResponseFormat], Any] = OrderedDict()
+        self._trial = trial or GrammarTrial()
+        self._vocabularies: WeakKeyDictionary[Tokenizer, tuple[Vocabulary, Any]] = (
+            WeakKeyDictionary()
+        )
+        self._compiling: dict[_Key, asyncio.Future[Any]] = {}
+        self._compiled: OrderedDict[_Key, Any] = OrderedDict()
 
     async def compile(self, wanted: ResponseFormat, serving: Serving) -> Callable[[], Constraint]:
         """Make a factory of constraints, one for each text.
 
         Raises:
             InvalidRequestError: It is no valid format, or too large.
-            OverloadedError: Too many wait to be compiled.
+            OverloadedError: Too many wait to be compiled, or for too long.
         """
         key = (id(serving.tokenizer), wanted)
         matcher = self._compiled.get(key)
         if matcher is None:
-            matcher = await self._in_thread(lambda: self._compile(wanted, serving), wanted)
+            matcher = await self._in_thread(key, lambda: self._compile(wanted, serving))
             self._compiled[key] = matcher
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(key)
         return lambda: _Matching(matcher.deep_copy(), serving.manifest.graph.vocab_size)
 
-    async def _in_thread(self, work: Callable[[], Any], wanted: ResponseFormat) -> Any:
-        if self._pending >= _MOST_PENDING:
-            raise OverloadedError(
-                f"{self._pending} response formats wait to be compiled, as many as the server "
-                "takes; try again later.",
-                retry_after_s=_RETRY_S,
-            )
-        self._pending += 1
-        running = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        running.add_done_callback(self._done)
+    async def _in_thread(self, key: _Key, work: Callable[[], Any]) -> Any:
+        """The result of a format's work; who wants the same one waits for the same."""
+        running = self._compiling.get(key) or self._begin(key, work)
         try:
-            return await asyncio.wait_for(asyncio.shield(running), _LONGEST_COMPILE_S)
+            # Who leaves does not stop it, for others may want it too.
+            return await asyncio.wait_for(asyncio.shield(running), _LONGEST_WAIT_S)
         except TimeoutError:
-            raise InvalidRequestError(
-                _field(wanted),
-                f"took more than {_LONGEST_COMPILE_S:g} s to compile",
-                "make it simpler, or try again when fewer others are compiled",
+            raise OverloadedError(
+                f"a response format waited more than {_LONGEST_WAIT_S:g} s to be compiled, behind "
+                "others; try again later.",
+                retry_after_s=_RETRY_S,
             ) from None
 
-    def _done(self, running: asyncio.Future[Any]) -> None:
-        self._pending -= 1
-        if not running.cancelled():
-            running.exception()  # whoever waited has it, or has left
+    def _begin(self, key: _Key, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        if len(self._compiling) >= _MOST_PENDING:
+            raise OverloadedError(
+                f"{len(self._compiling)} response formats wait to be compiled, as many as the "
+                "server takes; try again later.",
+                retry_after_s=_RETRY_S,
+            )
+        running = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        self._compiling[key] = running
+
+        def done(_: asyncio.Future[Any]) -> None:
+            del self._compiling[key]
+            if not running.cancelled():
+                running.exception()  # whoever waited has it, or has left
+
+        running.add_done_callback(done)
+        return running
 
     def _compile(self, wanted: ResponseFormat, serving: Serving) -> Any:
         """On the executor's thread."""
         field = _field(wanted)
         try:
             grammar = _grammar(wanted)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(field, f"is no valid JSON: {error}", "correct it") from error
-        matcher = llguidance.LLMatcher(
-            self._vocabulary(serving), grammar, log_level=0, limits=_LIMITS
-        )
-        if matcher.is_error():
-            raise InvalidRequestError(
-                field,
-                f"cannot be kept to: {_short(matcher.get_error())}",
-                "correct it, or make it simpler",
-            )
-        return matcher
+        except ValueError as error:
+            problem = f"cannot be kept to: {_short(str(error))}"
+            raise InvalidRequestError(field, problem, "correct it") from error
+        vocabulary, compiled_vocabulary = self._vocabulary(serving)
+        try:
+            self._trial.check(vocabulary, grammar)
+            return compile_grammar(compiled_vocabulary, grammar)
+        except GrammarError as error:
+            problem = f"cannot be kept to: {_short(str(error))}"
+            raise InvalidRequestError(field, problem, "correct it, or make it simpler") from error
+        except TrialEndedError as error:
+            raise InvalidRequestError(field, str(error), "make it simpler") from error
 
-    def _vocabulary(self, serving: Serving) -> Any:
+    def _vocabulary(self, serving: Serving) -> tuple[Vocabulary, Any]:
         found = self._vocabularies.get(serving.tokenizer)
         if found is None:
             size = serving.manifest.graph.vocab_size
-            ends = [end for end in serving.manifest.generation.eos_token_ids if end < size]
-            found = llguidance.LLTokenizer(
-                serving.tokenizer.to_json(), n_vocab=size, eos_token=ends or None
-            )
+            ends = tuple(end for end in serving.manifest.generation.eos_token_ids if end < size)
+            written = Vocabulary(serving.tokenizer.to_json(), size, ends)
+            found = written, read_vocabulary(written.tokenizer_json, size, ends)
             self._vocabularies[serving.tokenizer] = found
         return found
 
@@ -185,7 +190,7 @@ class _Matching:
 def _grammar(wanted: ResponseFormat) -> str:
     match wanted.kind:
         case FormatKind.JSON_SCHEMA:
-            json.loads(wanted.source)  # what is no JSON is told in Python's words
+            read_json(_field(wanted), wanted.source)
             return llguidance.LLMatcher.grammar_from_json_schema(wanted.source, overrides=_LAYOUT)
         case FormatKind.JSON_OBJECT:
             return llguidance.LLMatcher.grammar_from_json_schema(_JSON_OBJECT, overrides=_LAYOUT)

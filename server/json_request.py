@@ -18,6 +18,8 @@ from server.parameters import SamplingCall
 
 _Request = TypeVar("_Request", bound="JsonRequest")
 
+_LONGEST_NAME = 64  # of a field that callers made up, in an error
+
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 
@@ -192,7 +194,7 @@ def read(kind: type[_Request], content: Any, *, where: str = "") -> _Request:
 
 def _first(kind: type[BaseModel], failure: ValidationError, where: str) -> InvalidRequestError:
     error = failure.errors(include_url=False)[0]
-    names = [str(part) for part in error["loc"]]
+    names = [str(part)[:_LONGEST_NAME] for part in error["loc"]]
     field = ".".join([where, *names] if where else names) or "body"
     if error["type"] == "extra_forbidden":
         known = [entry.alias or name for name, entry in kind.model_fields.items()]

@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.errors import ListenError
+from server.http_protocol import Protocol
 
 _GRACE_S = 2  # for what is still being answered at the end
 _BACKLOG = 128
@@ -36,7 +37,7 @@ class HttpListener:
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             application,
-            http="h11",
+            http=Protocol,
             loop="none",
             ws="none",
             lifespan="off",

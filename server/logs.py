@@ -75,6 +75,13 @@ def configure(
     # Each request to the ops listener, and uvicorn's own life, are of no interest.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # gRPC logs its own race, with a traceback: an answer to a call that has just been cancelled.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_lost_race)
+
+
+def _is_no_lost_race(record: logging.LogRecord) -> bool:
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != "ExecuteBatchError"
 
 
 def _drop_unset(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -25,8 +25,10 @@ from server.catalog import VariantState
 from server.core import Core
 from server.errors import InvalidRequestError, RequestError, Status, UnknownVariantError
 from server.http.errors import CODES, error_body, refusal
+from server.http.openapi import document
 from server.http.requests import chat_request, completion_request
 from server.http.responses import CHAT, COMPLETION, Choice, Kind, Usages
+from server.json_text import read_json
 from server.routing import ROUTED
 
 _Method = Callable[[Any, float], Coroutine[Any, Any, Response]]
@@ -53,6 +55,7 @@ class OpenAI:
             routes=[
                 Route("/v1/completions", self._completions, methods=["POST"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/openapi.json", self._document, methods=["GET"]),
                 Route("/v1/models", self._models, methods=["GET"]),
                 Route("/v1/models/{model}", self._model, methods=["GET"]),
             ],
@@ -81,6 +84,10 @@ class OpenAI:
             return await answer.whole()
 
         return await self._answering(request, answer, "chat/completions")
+
+    async def _document(self, request: Request) -> Response:
+        del request
+        return JSONResponse(document())
 
     async def _models(self, request: Request) -> Response:
         del request
@@ -119,10 +126,7 @@ class OpenAI:
             body += part
             if len(body) > most:
                 raise InvalidRequestError("body", f"has more than {most} bytes", "send less")
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError("body", f"is no valid JSON: {error}", "correct it") from error
+        return read_json("body", bytes(body))
 
     async def _answering(self, request: Request, answer: _Method, method: str) -> Response:
         """Run a method's body while its caller is there; errors become answers of the table."""

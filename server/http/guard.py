@@ -13,6 +13,7 @@ from server.errors import RequestError
 from server.http.errors import refusal
 
 _READ = "/v1/models"
+_DOCUMENT = "/openapi.json"
 
 
 class Guard:
@@ -27,7 +28,7 @@ class Guard:
         response: JSONResponse | None = None
         if scope["type"] == "http":
             path = scope["path"]
-            reads = path == _READ or path.startswith(_READ + "/")
+            reads = path in (_READ, _DOCUMENT) or path.startswith(_READ + "/")
             try:
                 self._access.client(_authorization(scope), Right.READ if reads else Right.GENERATE)
             except RequestError as error:

@@ -15,7 +15,7 @@ from server.core import Core
 from server.errors import InvalidRequestError
 from server.operations import Operations
 from server.rpc.chains import read_chain, read_json
-from server.rpc.status import answering
+from server.rpc.status import answering, send
 from server.rpc.variants import variant_message
 from server.traffic import Shadow, Traffic
 
@@ -38,7 +38,7 @@ class AdminService(pb_grpc.AdminServicer):
             async with aclosing(views):
                 async for view in views:
                     is_default = view.name == self._core.default
-                    await context.write(variant_message(view, is_default=is_default))
+                    await send(context, variant_message(view, is_default=is_default))
 
     async def UnloadVariant(  # noqa: N802
         self, request: pb.UnloadVariantRequest, context: Any

@@ -8,7 +8,6 @@ by request parameters of the same names. Knows nothing of how answers are sent.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from protos import open_inference_pb2 as oip
 from server.calls import GenerateCall
 from server.errors import InvalidRequestError, UnknownVariantError
 from server.json_request import JsonSampling, read
+from server.json_text import read_json
 from server.routing import ROUTED
 from server.rpc.tensors import single_elements
 
@@ -121,12 +121,9 @@ def check_version(version: str) -> None:
 def _sampling(inputs: dict[str, Any], parameters: dict[str, Any]) -> JsonSampling:
     """From ``sampling_parameters``, then inputs and parameters of the same names."""
     written = inputs.pop("sampling_parameters", "{}")
-    try:
-        content = json.loads(written)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidRequestError(
-            "sampling_parameters", f"is no valid JSON: {error}", "send a JSON object"
-        ) from error
+    if not isinstance(written, str):
+        raise InvalidRequestError("sampling_parameters", "is no text", "send a JSON object")
+    content = read_json("sampling_parameters", written)
     if not isinstance(content, dict):
         raise InvalidRequestError("sampling_parameters", "is no object", "send a JSON object")
     for name in (*inputs, *parameters):

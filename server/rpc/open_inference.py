@@ -30,7 +30,7 @@ from server.operations import Operations
 from server.routing import ROUTED
 from server.rpc.chains import read_chain
 from server.rpc.infer_calls import VERSION, InferCall, check_version, infer_call, variant_of
-from server.rpc.status import answering
+from server.rpc.status import answering, send
 from server.rpc.tensors import add_output
 
 _FINAL = "triton_final_response"
@@ -266,7 +266,7 @@ class _Writer:
         response.parameters[_FINAL].bool_param = final
         message = oip.ModelStreamInferResponse(error_message=error, infer_response=response)
         async with self._lock:
-            await self._context.write(message)
+            await send(self._context, message)
 
 
 async def _write_steps(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from protos import inference_pb2 as pb
 from server.calls import Conversation, FormatKind, GenerateCall, ResponseFormat
 from server.errors import InvalidRequestError
+from server.json_text import read_json
 from server.parameters import SamplingCall
 
 _OPTIONAL = (
@@ -121,10 +121,7 @@ def _message(message: pb.ChatMessage, index: int) -> dict[str, Any]:
 def _json(field: str, text: str, kind: type[list[Any] | dict[str, Any]]) -> Any:
     if not text:
         return kind()
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(field, f"is no valid JSON: {error}", "correct it") from error
+    value = read_json(field, text)
     if not isinstance(value, kind):
         raise InvalidRequestError(field, "holds JSON of another kind", f"send {_KINDS[kind]}")
     return value

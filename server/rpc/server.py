@@ -11,7 +11,7 @@ import socket
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from protos import admin_pb2
 from protos import admin_pb2_grpc as admin_grpc
@@ -25,6 +25,7 @@ from server.core import Core
 from server.errors import ListenError
 from server.rpc import health
 from server.rpc.admin import AdminService
+from server.rpc.decoding import StrictHandlers
 from server.rpc.guard import Guard
 from server.rpc.open_inference import OpenInferenceService
 from server.rpc.service import InferenceService
@@ -46,6 +47,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     # Clients may ping every 10 s, also while they wait for the first token.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # A peer that connects and does not speak is let go.
+    ("grpc.server_handshake_timeout_ms", 20_000),
     # Two servers on one port would share its requests without a word.
     ("grpc.so_reuseport", 0),
 )
@@ -81,8 +84,9 @@ def create_server(
     largest = ("grpc.max_receive_message_length", core.limits.largest_message_bytes)
     interceptors = [Guard(access)] if access is not None and not access.is_open else []
     server = grpc.aio.server(options=(*_OPTIONS, largest), interceptors=interceptors)
+    strict = StrictHandlers(server)
     pb_grpc.add_InferenceServicer_to_server(  # type: ignore[no-untyped-call]
-        InferenceService(core), server
+        InferenceService(core), strict
     )
     oip_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
         OpenInferenceService(
@@ -90,14 +94,16 @@ def create_server(
             lambda: health_service.is_serving(""),
             None if admin is None else admin.operations,
         ),
-        server,
+        strict,
     )
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, strict)
     names = [SERVICE_NAME, OPEN_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
     if admin is not None:
-        admin_grpc.add_AdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
+        admin_grpc.add_AdminServicer_to_server(admin, strict)  # type: ignore[no-untyped-call]
         names.append(ADMIN_SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+        reflection.aio.ReflectionServicer(names), strict
+    )
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # gRPC is content with one of a name's addresses; the others would lead to somebody else.
     obstacle = _obstacle(host, port)

@@ -12,7 +12,7 @@ from server.calls import GenerateCall
 from server.core import Core
 from server.rpc.requests import chat_call, generate_call
 from server.rpc.responses import complete_response, generate_response
-from server.rpc.status import answering
+from server.rpc.status import answering, send
 from server.rpc.variants import variant_message
 
 
@@ -51,7 +51,7 @@ class InferenceService(pb_grpc.InferenceServicer):
             logprobs = call.sampling.logprobs is not None
             async with aclosing(core.generate(call)) as outputs:
                 async for output in outputs:
-                    await context.write(generate_response(output, logprobs=logprobs))
+                    await send(context, generate_response(output, logprobs=logprobs))
 
     async def _whole(
         self, method: str, read: Callable[..., GenerateCall], request: Any, context: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
@@ -43,10 +44,26 @@ async def answering(core: Core, context: Any, method: str) -> AsyncIterator[None
         await _abort(context, core.internal(error, method=method))
 
 
+async def send(context: Any, message: Any) -> None:
+    """Write a message into a stream.
+
+    Raises:
+        asyncio.CancelledError: Its caller left while it waited to be read, which gRPC tells as a
+            failure of its own before it cancels the call.
+    """
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
+
+
 async def _abort(context: Any, error: RequestError) -> NoReturn:
     metadata: tuple[tuple[str, str], ...] = ()
     if isinstance(error, OverloadedError):
         metadata = ((PUSHBACK, str(round(error.retry_after_s * 1000))),)
     details = str(error).encode()[:_LONGEST_DETAILS_BYTES].decode(errors="ignore")
-    await context.abort(CODES[error.status], details, metadata)
+    try:
+        await context.abort(CODES[error.status], details, metadata)
+    except grpc.aio.InternalError:  # nobody is there any more to be told
+        raise asyncio.CancelledError from None
     raise error  # abort has raised; this only says so to the type checker

@@ -205,3 +205,21 @@ def test_templates_in_a_tokenizers_config(tmp_path: Path) -> None:
     config.write_text("[", encoding="utf-8")
     with pytest.raises(CorruptArtifactError, match="cannot be read"):
         load_template(None, config)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}",
+        "{% macro again(n) %}{{ again(n + 1) }}{% endmacro %}{{ again(0) }}",
+        "{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    ],
+    ids=["loops", "macro", "recursion"],
+)
+def test_a_template_that_goes_on_for_ever_runs_out_of_fuel(source: str) -> None:
+    """Its conversation is refused; the template still renders others."""
+    template = ChatTemplate("{% if messages | length > 1 %}" + source + "{% endif %}done")
+    one = {"role": "user", "content": "x"}
+    with pytest.raises(TemplateRefusalError, match=r"fuel|recursion|depth|stack"):
+        template.render([one, one])
+    assert template.render([one]) == "done"

@@ -53,3 +53,18 @@ def test_the_console_form_is_for_people(capsys: pytest.CaptureFixture[str]) -> N
     line = capsys.readouterr().err
     assert "variant ready" in line
     assert "variant=int8" in line
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_no_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What gRPC logs of its race with a cancel is left out; its other errors stay."""
+
+    class ExecuteBatchError(Exception):
+        pass
+
+    logs.configure("info", "json")
+    library = logging.getLogger("grpc._cython.cygrpc")
+    for error in (ExecuteBatchError(), ValueError()):
+        library.error("raised", exc_info=error)
+    assert "ValueError" in json.loads(capsys.readouterr().err)["exception"]

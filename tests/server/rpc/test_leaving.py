@@ -160,6 +160,26 @@ async def test_a_reader_that_stops_reading_holds_up_nobody(bench: Bench, port: i
     await all_free(bench)
 
 
+@pytest.mark.parametrize("method", ["Generate", "Chat"])
+async def test_a_reader_that_leaves_unread_answers_has_left(
+    bench: Bench, port: int, method: str
+) -> None:
+    """That a message cannot be sent any more is no error of the server, and no word in its log."""
+    bench.engine.script = lambda _: LONG
+    options = (("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0))
+    request = REQUEST
+    if method == "Chat":
+        request = pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="x")])
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        call = getattr(pb_grpc.InferenceStub(channel), method)(request)
+        await call.read()
+        await bench.until(lambda: bench.engine.submits and not bench.engine.running)
+        call.cancel()
+        await all_free(bench)
+    await one_record(bench, Status.CANCELLED)
+    assert bench.log == []
+
+
 async def test_a_storm_of_cancels_leaves_nothing_behind(bench: Bench, stub: Any) -> None:
     """Calls cancelled at any moment, again and again: every request ends exactly once."""
     bench.engine.script = lambda _: LONG
