@@ -156,7 +156,10 @@ class _Counts:
                 ahead += count
             elif priority == claim.priority:  # clients take turns
                 ahead += min(count, own + claim.places)
-        return max(ahead + claim.places - self.slots, 0) * self.seconds_per_end
+        # Whoever is next in turn waits for a slot all the same while there is none.
+        free = max(self.slots - self._open.total(), 0)
+        ends = claim.places + max(ahead - self.slots, -free)
+        return max(ends, 0) * self.seconds_per_end
 
     def enter(self, claim: Claim, now_s: float) -> None:
         busy = self._open.total() >= self.slots
