@@ -263,7 +263,7 @@ class TransportSection(Section):
         default=60,
         ge=0.1,
         le=3600,
-        description="A peer may take nothing of an HTTP answer that is ready for it.",
+        description="A peer may leave what is ready of an HTTP answer unread.",
     )
 
 
