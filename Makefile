@@ -112,8 +112,9 @@ constraints: $(STAMP) ## Write constraints.txt from what .venv holds.
 	  $(BIN)/python -m pip freeze --exclude-editable | grep -v '^nvidia\|^triton\|^cuda' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > constraints.new
 	mv constraints.new constraints.txt
 
-config-reference: $(STAMP) ## Write docs/configuration.md from the fields.
+config-reference: $(STAMP) ## Write docs/configuration.md and docs/limits.md from the fields.
 	$(BIN)/python -m server.config.reference > docs/configuration.md
+	$(BIN)/python -m server.limits_page > docs/limits.md
 
 image: ## Build the container image.
 	$(DOCKER) build --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) -t inference-unlimited .

@@ -1,13 +1,14 @@
 """Who may ask for what: bearer tokens and the rights that each has.
 
-Owns the comparison of tokens, which takes the same time whatever is presented. Knows nothing of
-methods, of gRPC or of HTTP.
+Owns the comparison of tokens, which takes the same time whatever is presented, and how callers are
+told apart who present none. Knows nothing of methods, of gRPC or of HTTP.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,7 @@ from enum import StrEnum
 from server.errors import ForbiddenError, UnauthenticatedError
 
 _SCHEME = "bearer "
+_LONGEST_ADDRESS = 64
 ANONYMOUS = ""
 """The client of whoever presents no token, where none is needed."""
 
@@ -84,6 +86,22 @@ class Access:
                 f"{allowed or 'nothing'}; present another one."
             )
         return found.client
+
+
+def peer_client(address: str) -> str:
+    """The client that whoever connects from an address is; no token's client has such a name.
+
+    All of an IPv6 network of 64 bits is one, since one machine may have any address in it.
+    """
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return f"@{address[:_LONGEST_ADDRESS]}"
+    if isinstance(known, ipaddress.IPv6Address):
+        if known.ipv4_mapped is None:
+            return f"@{ipaddress.IPv6Network((known, 64), strict=False)}"
+        known = known.ipv4_mapped
+    return f"@{known}"
 
 
 def _digest(secret: str) -> bytes:

@@ -23,6 +23,7 @@ from artifacts.host_figures import HostFigures, read_figures
 from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.runtime import Threads, share_threads
 from artifacts.store import Store
+from server.access import Right
 from server.allowed import Allowed
 from server.announcer import Announcer
 from server.catalog import VariantState, VariantView
@@ -104,6 +105,8 @@ class App:
             grammar_executor=self._grammars,
             observer=Observers(self._telemetry, self._comparer),
             limits=RequestLimits(**config.server.limits.model_dump()),
+            max_queue_s=config.engine.max_queue_seconds,
+            clients=sum(Right.GENERATE in token.rights for token in config.server.tokens),
             clock=clock,
         )
         self._lifecycle = Lifecycle(

@@ -67,6 +67,7 @@ class GenerateCall:
         truncate_prompt_tokens: Keep so many of the prompt's last tokens; None for all.
         priority: Lower ones are served first.
         response_format: None for any text.
+        client: Who asks, for fairness; empty for nobody in particular.
     """
 
     prompt: str | Sequence[int] | Conversation | None
@@ -80,6 +81,7 @@ class GenerateCall:
     truncate_prompt_tokens: int | None = None
     priority: int = 0
     response_format: ResponseFormat | None = None
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)

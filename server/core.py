@@ -37,6 +37,7 @@ from server.errors import (
     DeadlineExceededError,
     InternalError,
     NothingFollowsError,
+    OverloadedError,
     RequestError,
     Status,
     UnavailableError,
@@ -64,6 +65,8 @@ class Core:
 
     ``deliver`` is for the engine's thread; everything else belongs to the loop. ``post`` hands a
     command to the engine and must neither block nor raise. ``clock`` is the engine's clock.
+    ``max_queue_s`` is how long a request may wait for a slot, ``clients`` how many are told apart
+    by their tokens.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class Core:
         grammar_executor: Executor,
         observer: RequestObserver | None = None,
         limits: RequestLimits | None = None,
+        max_queue_s: float = 30.0,
+        clients: int = 0,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(_SEED_BITS),
@@ -91,7 +96,15 @@ class Core:
         self._selection = Selection(catalog, draw)
         self._texts = Texts(executor)
         preparation = Preparation(self._texts, Grammars(grammar_executor), self.limits)
-        self._intake = Intake(self._selection, preparation, self.limits, clock, draw_seed)
+        self._intake = Intake(
+            self._selection,
+            preparation,
+            self.limits,
+            clock,
+            draw_seed,
+            max_queue_s=max_queue_s,
+            clients=clients,
+        )
         self._mailroom = Mailroom()
         self._shadowing = Shadowing(
             catalog,
@@ -145,7 +158,7 @@ class Core:
                 answer.leave()
                 accepted.leave()
         except EngineFailure as failure:
-            error = self._error_of(failure.event)
+            error = self._error_of(failure.event, account.variant)
             account.status = error.status
             raise error from None
         except RequestError as error:
@@ -253,7 +266,7 @@ class Core:
             count = min(RECORDED, accepted.serving.manifest.graph.vocab_size)
             submits = (replace(submits[0], recorded=count), *submits[1:])
         ids = [submit.request_id for submit in submits]
-        mailbox = self._mailroom.open(ids, accepted.served)
+        mailbox = self._mailroom.open(ids, accepted.ended)
         choices = [
             Generation(
                 submit,
@@ -273,12 +286,17 @@ class Core:
 
     # How a request ended.
 
-    def _error_of(self, event: Failed) -> RequestError:
+    def _error_of(self, event: Failed, variant: str) -> RequestError:
         match event.code:
             case FailureCode.DEADLINE_EXCEEDED:
                 return DeadlineExceededError(
                     f"the deadline passed after {event.usage.completion_tokens} tokens; allow "
                     "more time or ask for fewer tokens."
+                )
+            case FailureCode.RESOURCE_EXHAUSTED:
+                return OverloadedError(
+                    f"variant {variant!r} had no slot for this in time; try again later.",
+                    retry_after_s=self._intake.retry_after_s(variant),
                 )
             case FailureCode.UNAVAILABLE:
                 return UnavailableError(event.message)

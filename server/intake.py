@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from server.account import Account
-from server.admission import Admission
+from server.admission import Admission, Claim
 from server.calls import GenerateCall
-from server.engine.messages import Scoring, Submit
+from server.engine.messages import Failed, Finished, Scoring, Submit
 from server.errors import UnavailableError
 from server.generation import TextOptions
 from server.limits import RequestLimits
@@ -33,7 +33,7 @@ class Accepted:
         serving: What answers it.
         options: How its tokens become text.
         truncated_tokens: What was left out at the beginning of its prompt.
-        served: To be called when the engine ends a choice, whether or not anybody still reads.
+        ended: To be called when the engine ends a choice, whether or not anybody still reads.
         leave: Gives the places back.
     """
 
@@ -41,7 +41,7 @@ class Accepted:
     serving: Serving
     options: TextOptions
     truncated_tokens: int
-    served: Callable[[], None]
+    ended: Callable[[Finished | Failed], None]
     leave: Callable[[], None]
 
 
@@ -55,13 +55,16 @@ class Intake:
         limits: RequestLimits,
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
+        *,
+        max_queue_s: float = 30.0,
+        clients: int = 0,
     ) -> None:
         self._selection = selection
         self._preparation = preparation
         self._limits = limits
-        self._clock = clock
         self._draw_seed = draw_seed
-        self._admission = Admission()
+        self._max_queue_s = max_queue_s
+        self._admission = Admission(clock, max_queue_s=max_queue_s, clients=clients)
         self._ids = itertools.count(1)
         self.draining = False
 
@@ -81,22 +84,23 @@ class Intake:
         check_sampling(call.sampling, self._limits, vocab_size)
         check_call(call, self._limits, serving)
 
-        places = call.sampling.n or 1
-        entered_s = self._clock()
-        self._admission.enter(serving.name, serving.limits, places)
+        claim = Claim(call.sampling.n or 1, call.client, call.priority)
+        self._admission.enter(serving.name, serving.limits, claim)
         try:
             prepared = await self._preparation.prepare(call, serving)
             submits = self._resolve(call, serving, prepared)
             self._refuse_when_draining()
         except BaseException:
-            self._admission.leave(serving.name, places)
+            for _ in range(claim.places):
+                self._admission.ended(serving.name, claim, had_slot=False)
+            self._admission.leave(serving.name, claim)
             raise
 
-        def served() -> None:
-            self._admission.served(serving.name, self._clock() - entered_s)
+        def ended(final: Finished | Failed) -> None:
+            self._admission.ended(serving.name, claim, had_slot=final.timings.had_slot)
 
         def leave() -> None:
-            self._admission.leave(serving.name, places)
+            self._admission.leave(serving.name, claim)
 
         sampling = call.sampling
         options = TextOptions(
@@ -105,7 +109,11 @@ class Intake:
             include_stop=bool(sampling.include_stop),
             echo=prepared.echo,
         )
-        return Accepted(submits, serving, options, prepared.truncated_tokens, served, leave)
+        return Accepted(submits, serving, options, prepared.truncated_tokens, ended, leave)
+
+    def retry_after_s(self, variant: str) -> float:
+        """Seconds until a place of a variant is likely to come free."""
+        return self._admission.retry_after_s(variant)
 
     def _resolve(
         self, call: GenerateCall, serving: Serving, prepared: Prepared
@@ -133,7 +141,9 @@ class Intake:
                 received_s=call.received_s,
                 deadline_s=call.deadline_s,
                 stop_s=None if seconds is None else call.received_s + seconds,
+                queue_until_s=call.received_s + self._max_queue_s,
                 priority=call.priority,
+                client=call.client,
                 constraint=None if prepared.constraint is None else prepared.constraint(),
                 scoring=None if choice else scoring,  # one prompt is scored once
             )

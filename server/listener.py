@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from server.errors import ListenError
-from server.http_protocol import Protocol
+from server.http.connection import Connection, ConnectionLimits
 
 _GRACE_S = 2  # for what is still being answered at the end
 _BACKLOG = 128
@@ -32,22 +34,29 @@ class HttpListener:
         *,
         field: str,
         context: ssl.SSLContext | None = None,
+        limits: ConnectionLimits | None = None,
     ) -> None:
+        limits = limits or ConnectionLimits()
         self._socket = listen(host, port, field)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             application,
-            http=Protocol,
+            # uvicorn takes whatever makes a protocol.
+            http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]
             loop="none",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_GRACE_S,
+            timeout_keep_alive=limits.idle_s,
+            h11_max_incomplete_event_size=limits.header_bytes,
+            # Whoever connects is who asks: what a header says of that is anybody's.
+            proxy_headers=False,
+            server_header=False,
         )
         config.load()
-        config.ssl = context  # made here, since it takes another certificate while it runs
-        self._server = _QuietServer(config)
+        self._server = _QuietServer(config, context, limits.header_s)
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -63,7 +72,39 @@ class HttpListener:
 
 
 class _QuietServer(uvicorn.Server):
-    """Leaves signals to the application."""
+    """Leaves signals to the application, and hurries handshakes.
+
+    Args:
+        config: What uvicorn wants to know.
+        context: Encrypts; it may take another certificate while it runs.
+        handshake_s: Seconds that a handshake may take.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, context: ssl.SSLContext | None, handshake_s: float
+    ) -> None:
+        super().__init__(config)
+        self._tls: dict[str, Any] = {}
+        if context is not None:
+            self._tls = {"ssl": context, "ssl_handshake_timeout": handshake_s}
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on the sockets."""
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+        protocol: Callable[..., Any] = self.config.http_protocol_class
+        make = functools.partial(
+            protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=loop,
+        )
+        self.servers = [
+            await loop.create_server(make, sock=one, backlog=_BACKLOG, **self._tls)
+            for one in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -17,11 +17,12 @@ from server.config.access import access_of, check_exposure
 from server.config.fields import ServerSection, TlsSection
 from server.core import Core
 from server.http.application import OpenAI
+from server.http.connection import ConnectionLimits
 from server.http.guard import Guard
 from server.listener import HttpListener
 from server.rpc.admin import AdminService
 from server.rpc.health import HealthService
-from server.rpc.server import create_server
+from server.rpc.server import TransportLimits, create_server
 
 _LAST_WORDS_S = 2.0  # for telling the callers of streams that are cut
 
@@ -55,6 +56,15 @@ class Listeners:
     ) -> None:
         check_exposure(server)
         access = access_of(server)
+        transport = server.transport
+        limits = ConnectionLimits(
+            most=transport.max_connections,
+            header_bytes=transport.max_metadata_bytes,
+            header_s=transport.head_seconds,
+            body_s=transport.body_seconds,
+            idle_s=transport.idle_seconds,
+            unread_s=transport.unread_seconds,
+        )
         certificates = None if server.tls is None else Certificates(_files(server.tls))
         self._rpc, grpc_port = create_server(
             core,
@@ -64,18 +74,34 @@ class Listeners:
             access=access,
             certificates=certificates,
             admin=admin,
+            limits=TransportLimits(
+                max_streams=transport.max_streams,
+                max_calls=transport.max_calls,
+                max_connections=transport.max_connections,
+                max_metadata_bytes=transport.max_metadata_bytes,
+                handshake_s=transport.head_seconds,
+                idle_s=transport.idle_seconds,
+            ),
         )
         self._http: HttpListener | None = None
         if server.http_port is not None:
             self._http = HttpListener(
-                Guard(OpenAI(core, started=time.time()).application(), access),
+                Guard(
+                    OpenAI(core, started=time.time()).application(),
+                    access,
+                    max_calls=transport.max_calls,
+                    max_header_bytes=transport.max_metadata_bytes,
+                ),
                 server.host,
                 server.http_port,
                 field="server.http_port",
                 context=None if certificates is None else certificates.for_http(),
+                limits=limits,
             )
         ops_host = server.ops_host or server.host
-        self._ops = HttpListener(operators, ops_host, server.ops_port, field="server.ops_port")
+        self._ops = HttpListener(
+            operators, ops_host, server.ops_port, field="server.ops_port", limits=limits
+        )
         http_port = None if self._http is None else self._http.port
         self.addresses = Addresses(server.host, grpc_port, http_port, ops_host, self._ops.port)
 

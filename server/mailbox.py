@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from server.engine.messages import Event, Failed, Finished, Generated, Scored, Token
 
+OnFinal = Callable[[Finished | Failed], None]
+"""Is told of the final event of each request, whether or not anybody still reads."""
+
 
 class Step:
     """What one engine step did for one request."""
@@ -40,7 +43,7 @@ class Mailbox:
 
     __slots__ = ("_reader", "_steps", "on_final", "open")
 
-    def __init__(self, request_ids: Iterable[str], on_final: Callable[[], None]) -> None:
+    def __init__(self, request_ids: Iterable[str], on_final: OnFinal) -> None:
         self._steps: deque[Step] = deque()
         self._reader: asyncio.Future[None] | None = None
         self.on_final = on_final
@@ -52,7 +55,7 @@ class Mailbox:
         self._steps.append(step)
         if step.final is not None:
             self.open.discard(step.request_id)
-            self.on_final()
+            self.on_final(step.final)
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
@@ -74,7 +77,7 @@ class Mailroom:
         self._loop = asyncio.get_running_loop()
         self._mailboxes: dict[str, Mailbox] = {}
 
-    def open(self, request_ids: Sequence[str], on_final: Callable[[], None]) -> Mailbox:
+    def open(self, request_ids: Sequence[str], on_final: OnFinal) -> Mailbox:
         """Begin to take events of requests; ``on_final`` is called as each one ends."""
         mailbox = Mailbox(request_ids, on_final)
         self._mailboxes.update(dict.fromkeys(request_ids, mailbox))

@@ -129,7 +129,7 @@ class Shadowing:
         request_id = f"shadow{next(self._ids)}"
         answer = tuple(token.token_id for token in tokens)
         now_s = self._clock()
-        mailbox = self._mailroom.open((request_id,), lambda: None)
+        mailbox = self._mailroom.open((request_id,), lambda _: None)
         among = np.stack([one.ids for one in recorded])
         self._post(
             Submit(

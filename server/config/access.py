@@ -67,14 +67,19 @@ def access_of(server: ServerSection, environment: Mapping[str, str] = os.environ
     """Who may ask.
 
     Raises:
-        SecretError: A secret is missing, or too short to be one.
+        SecretError: A secret is missing, is too short to be one, or is another client's too.
     """
-    return Access(
-        [
-            Token.of(token.client, _secret(token, index, environment), token.rights)
-            for index, token in enumerate(server.tokens)
-        ]
-    )
+    tokens: list[Token] = []
+    for index, section in enumerate(server.tokens):
+        token = Token.of(section.client, _secret(section, index, environment), section.rights)
+        for other in tokens:
+            if other.digest == token.digest:
+                raise SecretError(
+                    f"server.tokens.{index}: {token.client} has the same secret as {other.client}.",
+                    remedy="Give each client a secret of its own.",
+                )
+        tokens.append(token)
+    return Access(tokens)
 
 
 def is_loopback(host: str) -> bool:
@@ -104,5 +109,10 @@ def _secret(token: TokenSection, index: int, environment: Mapping[str, str]) -> 
             f"{where}.{source} holds {len(text)} characters, which is no secret.",
             remedy=f"Put at least {_SHORTEST_SECRET} random ones into it, such as those of "
             "`openssl rand -hex 32`.",
+        )
+    if not (text.isascii() and text.isprintable()):
+        raise SecretError(
+            f"{where}: the secret holds characters that no header carries.",
+            remedy="Use printable ASCII, such as that of `openssl rand -hex 32`.",
         )
     return text

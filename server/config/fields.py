@@ -153,6 +153,14 @@ class EngineSection(Section):
         description="Requests per variant that may wait for a slot, answers that their caller "
         "has not read yet included; further ones are refused with RESOURCE_EXHAUSTED.",
     )
+    max_queue_seconds: float = Field(
+        default=30,
+        ge=0.1,
+        le=86_400,
+        description="How long a request may wait for a slot. One that would wait longer, by how "
+        "fast requests have ended lately, is refused at once with RESOURCE_EXHAUSTED; one that "
+        "waits longer all the same ends with it.",
+    )
     hang_seconds: float = Field(
         default=60,
         ge=1,
@@ -205,6 +213,57 @@ class LimitsSection(Section):
     )
     max_messages: int = Field(
         default=1024, ge=1, le=65536, description="Messages of a conversation."
+    )
+
+
+class TransportSection(Section):
+    """What connections may take, each listener by itself, and how long their peers may take."""
+
+    max_connections: int = Field(
+        default=1024,
+        ge=1,
+        le=1_000_000,
+        description="Connections of one listener; further ones are closed at once.",
+    )
+    max_streams: int = Field(
+        default=1024,
+        ge=1,
+        le=1_000_000,
+        description="Calls of one gRPC connection at a time; further ones wait in the client.",
+    )
+    max_calls: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Calls of one listener at a time, over all connections; further ones are "
+        "refused with RESOURCE_EXHAUSTED, over HTTP with 429.",
+    )
+    max_metadata_bytes: ByteSize = Field(
+        default=ByteSize(16 << 10),
+        ge=1024,
+        le=1 << 20,
+        description="Metadata of a call, or an HTTP request's headers.",
+    )
+    head_seconds: float = Field(
+        default=10,
+        ge=0.1,
+        le=3600,
+        description="A peer may take for a TLS handshake, and again for an HTTP request's headers.",
+    )
+    body_seconds: float = Field(
+        default=60, ge=0.1, le=3600, description="A peer may take for an HTTP request's body."
+    )
+    idle_seconds: int = Field(
+        default=600,
+        ge=1,
+        le=86_400,
+        description="A connection may stay open without a call.",
+    )
+    unread_seconds: float = Field(
+        default=60,
+        ge=0.1,
+        le=3600,
+        description="A peer may leave what is ready of an HTTP answer unread.",
     )
 
 
@@ -289,6 +348,10 @@ class ServerSection(Section):
     )
     limits: LimitsSection = Field(
         default=LimitsSection(), description="What one request may ask for."
+    )
+    transport: TransportSection = Field(
+        default=TransportSection(),
+        description="What connections may take, and how long their peers may take.",
     )
 
 

@@ -75,14 +75,15 @@ def _section(path: str, section: type[BaseModel]) -> Iterator[str]:
             continue
         limits = bounds(field)
         value = _words(field.annotation) + (f", {limits}" if limits else "")
-        yield f"| `{key}` | {value} | {_default(field)} | {field.description} |"
+        yield f"| `{key}` | {value} | {default_of(field)} | {field.description} |"
     yield ""
     for key, field, inner_section in below:
         yield f"## {key}\n\n{field.description}\n"
         yield from _section(f"{key}.", inner_section)
 
 
-def _default(field: FieldInfo) -> str:
+def default_of(field: FieldInfo) -> str:
+    """A field's default in words."""
     if field.default is PydanticUndefined:
         return "required" if field.default_factory is None else "empty"
     if field.default is None:

@@ -149,11 +149,11 @@ class Lane:
         self._scheduler.table.check_integrity()
 
     def expire(self) -> list[Event]:
-        """End the requests whose deadline, or whose time for the answer, has passed."""
-        if not self._timed:
-            return []
+        """End the requests whose time has passed: to wait for a slot, or to be answered."""
         now_s = self._clock()
-        events: list[Event] = []
+        events = self._turn_away(now_s)
+        if not self._timed:
+            return events
         for sequence in [*self._sequences.values()]:
             request = sequence.request
             if request.deadline_s is not None and request.deadline_s <= now_s:
@@ -162,6 +162,21 @@ class Lane:
                 events.append(self._fail(sequence, FailureCode.DEADLINE_EXCEEDED, message))
             elif request.stop_s is not None and request.stop_s <= now_s:
                 events.append(self._finish(sequence, FinishReason.TIME))
+        return events
+
+    def _turn_away(self, now_s: float) -> list[Event]:
+        """End those that have waited for a slot as long as they may."""
+        late = [
+            sequence
+            for sequence in self._scheduler.waiting
+            if sequence.request.queue_until_s is not None
+            and sequence.request.queue_until_s <= now_s
+        ]
+        events: list[Event] = []
+        for sequence in late:
+            self._leave(sequence)
+            message = "No slot came free in time."
+            events.append(self._fail(sequence, FailureCode.RESOURCE_EXHAUSTED, message))
         return events
 
     def _admit(self, now_s: float, events: list[Event]) -> None:

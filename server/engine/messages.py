@@ -84,8 +84,12 @@ class Submit:
     """Monotonic seconds after which the request ends with DEADLINE_EXCEEDED."""
     stop_s: float | None = None
     """Monotonic seconds after which the request ends well, with what it has come to (``TIME``)."""
+    queue_until_s: float | None = None
+    """Monotonic seconds after which it ends with RESOURCE_EXHAUSTED unless it has a slot."""
     priority: int = 0
     """Lower ones get a slot first, and their prompts are computed first."""
+    client: str = ""
+    """Who asks: those who wait with one priority get equal shares by client."""
     constraint: Constraint | None = None
     """What the generated tokens must keep to; the engine's alone from now on."""
     scoring: Scoring | None = None
@@ -159,6 +163,7 @@ class FailureCode(StrEnum):
 
     INVALID_ARGUMENT = "invalid_argument"
     DEADLINE_EXCEEDED = "deadline_exceeded"
+    RESOURCE_EXHAUSTED = "resource_exhausted"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
 
@@ -200,6 +205,11 @@ class Timings:
     queue_s: float
     prefill_s: float
     decode_s: float
+
+    @property
+    def had_slot(self) -> bool:
+        """Whether it got as far as a slot."""
+        return self.prefill_s > 0.0
 
 
 @dataclass(frozen=True, slots=True)

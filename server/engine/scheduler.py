@@ -1,19 +1,20 @@
 """Which sequence computes how many tokens in the next step.
 
-Owns the waiting queue, the running sequences and the slot table of one variant. There is one rule:
-a step has a token budget, sequences one token short (decoding) come first, the rest goes to the
-others by priority, then in order of arrival. So a long prompt is computed in chunks beside the
-streams of others. Background work has steps of its own, so that it makes no other's longer.
+Owns the running sequences and the slot table of one variant, and asks its waiting line who is next.
+There is one rule: a step has a token budget, sequences one token short (decoding) come first, the
+rest goes to the others by priority, then in the order in which they got their slots. So a long
+prompt is computed in chunks beside the streams of others. Background work has steps of its own, so
+that it makes no other's longer.
 Pure bookkeeping: knows nothing of sessions, logits or time.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from artifacts.errors import BugError
+from server.engine.queueing import WaitingLine
 from server.engine.sequence import Sequence
 from server.engine.slots import Admission, SlotTable
 
@@ -51,7 +52,7 @@ class Scheduler:
             raise BugError(f"step_tokens {step_tokens} cannot serve {slots} slots in one step.")
         self.table = SlotTable(slots, budget_tokens)
         self.step_tokens = step_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingLine()
         self.running: list[Sequence] = []  # in order of admission
 
     @property
@@ -60,21 +61,16 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def enqueue(self, sequence: Sequence) -> None:
-        """Add a sequence behind those that wait with the same priority or a lower one."""
-        position = len(self.waiting)
-        priority = sequence.request.priority
-        while position and self.waiting[position - 1].request.priority > priority:
-            position -= 1
-        self.waiting.insert(position, sequence)
+        """Let a sequence wait; the waiting line says when its turn is."""
+        self.waiting.push(sequence)
 
     def admit(self, now_s: float) -> Iterator[tuple[Sequence, Admission]]:
-        """Move waiting sequences into slots, by priority and arrival, while they fit."""
-        while self.waiting:
-            sequence = self.waiting[0]
+        """Move waiting sequences into slots, one after another, while they fit."""
+        while (sequence := self.waiting.first()) is not None:
             admission = self.table.admit(sequence.reusable, sequence.reserve)
             if admission is None:
                 return
-            self.waiting.popleft()
+            self.waiting.take(sequence)
             sequence.slot = admission.slot
             sequence.computed = sequence.cached = admission.reused
             sequence.admitted_s = now_s
@@ -83,7 +79,8 @@ class Scheduler:
 
     def giving_way(self) -> Sequence | None:
         """The running background sequence that is to go, since another waits for a slot."""
-        if not self.waiting or self.waiting[0].is_background:
+        first = self.waiting.first()
+        if first is None or first.is_background:
             return None
         return next((sequence for sequence in self.running if sequence.is_background), None)
 

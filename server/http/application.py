@@ -25,6 +25,7 @@ from server.catalog import VariantState
 from server.core import Core
 from server.errors import InvalidRequestError, RequestError, Status, UnknownVariantError
 from server.http.errors import CODES, error_body, refusal
+from server.http.guard import client_of
 from server.http.openapi import document
 from server.http.requests import chat_request, completion_request
 from server.http.responses import CHAT, COMPLETION, Choice, Kind, Usages
@@ -65,7 +66,8 @@ class OpenAI:
     async def _completions(self, request: Request) -> Response:
         async def answer(content: Any, received_s: float) -> Response:
             asked = completion_request(content)
-            calls = asked.calls(received_s, self._core.limits.max_choices)
+            most = self._core.limits.max_choices
+            calls = asked.calls(received_s, most, client_of(request.scope))
             logprobs = asked.logprobs is not None
             answer = _Answer(self._core, COMPLETION, calls, model=asked.model, logprobs=logprobs)
             if asked.stream:
@@ -77,7 +79,7 @@ class OpenAI:
     async def _chat(self, request: Request) -> Response:
         async def answer(content: Any, received_s: float) -> Response:
             asked = chat_request(content)
-            calls = [asked.conversation_call(received_s)]
+            calls = [asked.conversation_call(received_s, client_of(request.scope))]
             answer = _Answer(self._core, CHAT, calls, model=asked.model, logprobs=asked.logprobs)
             if asked.stream:
                 return await answer.stream(includes_usage=asked.includes_usage)

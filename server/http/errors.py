@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -36,11 +37,20 @@ _TYPES = {
 def refusal(error: RequestError) -> JSONResponse:
     """The whole answer to a request that is not answered otherwise."""
     headers = {}
+    if error.status is Status.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = 'Bearer realm="inference-unlimited"'
     if isinstance(error, OverloadedError):
         # Whole seconds are all that the header knows.
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["Retry-After-Ms"] = str(round(error.retry_after_s * 1000))
     return JSONResponse(error_body(error), status_code=CODES[error.status], headers=headers)
+
+
+def head_too_large(most: int) -> JSONResponse:
+    """The answer to a request whose head is larger than one may be; no other status is HTTP's."""
+    message = f"headers: are more than {most} bytes; send less"
+    error = {"message": message, "type": "invalid_request_error", "param": "headers", "code": None}
+    return JSONResponse({"error": error}, status_code=431, headers={"Connection": "close"})
 
 
 def error_body(error: RequestError) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class _Common(JsonSampling):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def call(
-        self, prompt: Any, received_s: float, *, logprobs: int | None, **more: Any
+        self, prompt: Any, received_s: float, client: str, *, logprobs: int | None, **more: Any
     ) -> GenerateCall:
         """In the core's terms."""
         return GenerateCall(
@@ -60,6 +60,7 @@ class _Common(JsonSampling):
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             priority=self.priority,
             response_format=self.format(),
+            client=client,
             **more,
         )
 
@@ -73,7 +74,7 @@ class CompletionRequest(_Common):
     best_of: Count | None = None
     suffix: str | None = None
 
-    def calls(self, received_s: float, most: int) -> list[GenerateCall]:
+    def calls(self, received_s: float, most: int, client: str = "") -> list[GenerateCall]:
         """One for each prompt.
 
         Raises:
@@ -90,7 +91,12 @@ class CompletionRequest(_Common):
         scored = self.logprobs if self.echo else None
         return [
             self.call(
-                prompt, received_s, logprobs=self.logprobs, echo=self.echo, prompt_logprobs=scored
+                prompt,
+                received_s,
+                client,
+                logprobs=self.logprobs,
+                echo=self.echo,
+                prompt_logprobs=scored,
             )
             for prompt in prompts
         ]
@@ -140,7 +146,7 @@ class ChatRequest(_Common):
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False
 
-    def conversation_call(self, received_s: float) -> GenerateCall:
+    def conversation_call(self, received_s: float, client: str = "") -> GenerateCall:
         """In the core's terms.
 
         Raises:
@@ -157,6 +163,7 @@ class ChatRequest(_Common):
         return self.call(
             conversation,
             received_s,
+            client,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             max_tokens=self.max_completion_tokens,
         )

@@ -13,6 +13,7 @@ import grpc
 
 from server.access import Access, Right
 from server.errors import RequestError
+from server.rpc.caller import CLIENT
 from server.rpc.status import CODES
 
 _OURS = "/inference_unlimited.v1.Inference/"
@@ -72,7 +73,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None or right is None:
             return handler
         try:
-            self._access.client(authorization(handler_call_details.invocation_metadata), right)
+            presented = authorization(handler_call_details.invocation_metadata)
+            CLIENT.set(self._access.client(presented, right))
         except RequestError as error:
             return _refusing(handler, error)
         return handler

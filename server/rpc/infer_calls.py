@@ -56,7 +56,11 @@ class InferCall:
 
 
 def infer_call(
-    request: oip.ModelInferRequest, *, received_s: float, remaining_s: float | None
+    request: oip.ModelInferRequest,
+    *,
+    received_s: float,
+    remaining_s: float | None,
+    client: str = "",
 ) -> InferCall:
     """Read a request.
 
@@ -96,6 +100,7 @@ def infer_call(
         truncate_prompt_tokens=sampling.truncate_prompt_tokens,
         priority=sampling.priority,
         response_format=sampling.format(),
+        client=client,
     )
     raw = bool(request.raw_input_contents)
     return InferCall(call, streams, outputs, raw, empty_final)

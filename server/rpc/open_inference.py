@@ -28,6 +28,7 @@ from server.errors import (
 )
 from server.operations import Operations
 from server.routing import ROUTED
+from server.rpc.caller import client_of
 from server.rpc.chains import read_chain
 from server.rpc.infer_calls import VERSION, InferCall, check_version, infer_call, variant_of
 from server.rpc.status import answering, send
@@ -132,8 +133,12 @@ class OpenInferenceService(oip_grpc.GRPCInferenceServiceServicer):
         """Complete at once."""
         core = self._core
         async with answering(core, context, "ModelInfer"):
-            remaining_s = context.time_remaining()
-            asked = infer_call(request, received_s=core.clock(), remaining_s=remaining_s)
+            asked = infer_call(
+                request,
+                received_s=core.clock(),
+                remaining_s=context.time_remaining(),
+                client=client_of(context),
+            )
             async with aclosing(core.generate(asked.call)) as outputs:
                 return _whole(request, asked, [output async for output in outputs])
 
@@ -217,8 +222,12 @@ class OpenInferenceService(oip_grpc.GRPCInferenceServiceServicer):
         core = self._core
         try:
             _refuse_when(busy=busy)
-            remaining_s = writer.time_remaining()
-            asked = infer_call(request, received_s=core.clock(), remaining_s=remaining_s)
+            asked = infer_call(
+                request,
+                received_s=core.clock(),
+                remaining_s=writer.time_remaining(),
+                client=writer.client,
+            )
             async with aclosing(core.generate(asked.call)) as outputs:
                 if asked.streams:
                     await _write_steps(request, asked, outputs, writer)
@@ -252,6 +261,7 @@ class _Writer:
 
     def __init__(self, context: Any) -> None:
         self._context = context
+        self.client = client_of(context)
         self._lock = asyncio.Lock()  # gRPC takes one message of a stream after another
 
     def time_remaining(self) -> float | None:

@@ -34,7 +34,7 @@ _KINDS: Mapping[type, str] = {list: "an array", dict: "an object"}
 
 
 def generate_call(
-    request: pb.GenerateRequest, *, received_s: float, remaining_s: float | None
+    request: pb.GenerateRequest, *, received_s: float, remaining_s: float | None, client: str = ""
 ) -> GenerateCall:
     """The call that a request asks for; ``remaining_s`` is the time until its deadline."""
     prompt: str | Sequence[int] | None = None
@@ -47,12 +47,13 @@ def generate_call(
         prompt=prompt,
         echo=request.echo,
         prompt_logprobs=_optional(request, "prompt_logprobs"),
+        client=client,
         **_common(request, received_s, remaining_s),
     )
 
 
 def chat_call(
-    request: pb.ChatRequest, *, received_s: float, remaining_s: float | None
+    request: pb.ChatRequest, *, received_s: float, remaining_s: float | None, client: str = ""
 ) -> GenerateCall:
     """The same for a conversation.
 
@@ -65,7 +66,8 @@ def chat_call(
         arguments=_json("template_arguments_json", request.template_arguments_json, dict),
         continues=request.continue_final_message,
     )
-    return GenerateCall(prompt=conversation, **_common(request, received_s, remaining_s))
+    common = _common(request, received_s, remaining_s)
+    return GenerateCall(prompt=conversation, client=client, **common)
 
 
 def _common(

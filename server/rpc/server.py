@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -38,9 +39,6 @@ _MIB = 1 << 20
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 64 * _MIB),
-    ("grpc.max_metadata_size", 16 << 10),
-    # Streams of one connection; admission bounds the requests behind them.
-    ("grpc.max_concurrent_streams", 1024),
     # A peer that vanished without a word is noticed within 30 s, and its slots come free.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -54,6 +52,40 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """What connections and their streams may take; admission bounds the requests behind them.
+
+    Attributes:
+        max_streams: Of one connection.
+        max_calls: Of all connections together, health's watches included.
+        max_connections: A further one is closed at once.
+        max_metadata_bytes: Of one call.
+        handshake_s: Seconds for TLS and the first words of HTTP/2.
+        idle_s: Seconds without a call after which a connection is closed; its client opens another
+            one when it needs it.
+    """
+
+    max_streams: int = 1024
+    max_calls: int = 4096
+    max_connections: int = 1024
+    max_metadata_bytes: int = 16 << 10
+    handshake_s: float = 10.0
+    idle_s: int = 600
+
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """In gRPC's words."""
+        return (
+            ("grpc.max_concurrent_streams", self.max_streams),
+            ("grpc.max_allowed_incoming_connections", self.max_connections),
+            # Above the first one gRPC may refuse metadata, above the second it must.
+            ("grpc.max_metadata_size", self.max_metadata_bytes),
+            ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),
+            ("grpc.server_handshake_timeout_ms", round(self.handshake_s * 1000)),
+            ("grpc.max_connection_idle_ms", self.idle_s * 1000),
+        )
+
+
 def create_server(
     core: Core,
     health_service: health.HealthService,
@@ -63,6 +95,7 @@ def create_server(
     access: Access | None = None,
     certificates: Certificates | None = None,
     admin: AdminService | None = None,
+    limits: TransportLimits | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Make a server that listens on ``host:port`` but is not started.
 
@@ -74,6 +107,7 @@ def create_server(
         access: Who may ask; None for everybody.
         certificates: Encrypt; None for plaintext.
         admin: What may be changed while it runs; None for nothing.
+        limits: Of the transport.
 
     Returns:
         The server, and the port that it got (``port`` 0 takes any that is free).
@@ -83,7 +117,12 @@ def create_server(
     """
     largest = ("grpc.max_receive_message_length", core.limits.largest_message_bytes)
     interceptors = [Guard(access)] if access is not None and not access.is_open else []
-    server = grpc.aio.server(options=(*_OPTIONS, largest), interceptors=interceptors)
+    limits = limits or TransportLimits()
+    server = grpc.aio.server(
+        options=(*_OPTIONS, *limits.options(), largest),
+        interceptors=interceptors,
+        maximum_concurrent_rpcs=limits.max_calls,
+    )
     strict = StrictHandlers(server)
     pb_grpc.add_InferenceServicer_to_server(  # type: ignore[no-untyped-call]
         InferenceService(core), strict

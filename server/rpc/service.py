@@ -10,6 +10,7 @@ from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 from server.calls import GenerateCall
 from server.core import Core
+from server.rpc.caller import client_of
 from server.rpc.requests import chat_call, generate_call
 from server.rpc.responses import complete_response, generate_response
 from server.rpc.status import answering, send
@@ -47,7 +48,12 @@ class InferenceService(pb_grpc.InferenceServicer):
     ) -> None:
         core = self._core
         async with answering(core, context, method):
-            call = read(request, received_s=core.clock(), remaining_s=context.time_remaining())
+            call = read(
+                request,
+                received_s=core.clock(),
+                remaining_s=context.time_remaining(),
+                client=client_of(context),
+            )
             logprobs = call.sampling.logprobs is not None
             async with aclosing(core.generate(call)) as outputs:
                 async for output in outputs:
@@ -58,7 +64,12 @@ class InferenceService(pb_grpc.InferenceServicer):
     ) -> pb.CompleteResponse:
         core = self._core
         async with answering(core, context, method):
-            call = read(request, received_s=core.clock(), remaining_s=context.time_remaining())
+            call = read(
+                request,
+                received_s=core.clock(),
+                remaining_s=context.time_remaining(),
+                client=client_of(context),
+            )
             async with aclosing(core.generate(call)) as outputs:
                 return complete_response(
                     [output async for output in outputs],

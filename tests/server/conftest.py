@@ -150,6 +150,12 @@ class ScriptedEngine:
             if request.submit.deadline_s is not None
             and time.monotonic() >= request.submit.deadline_s
         ]
+        events += [
+            self._failed(request, FailureCode.RESOURCE_EXHAUSTED)
+            for request in list(self.waiting)
+            if request.submit.queue_until_s is not None
+            and time.monotonic() >= request.submit.queue_until_s
+        ]
         if events:
             self._deliver(events)
 

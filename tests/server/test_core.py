@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from server.account import Account
-from server.admission import Admission
 from server.calls import GenerateCall, Output
-from server.catalog import VariantLimits
 from server.engine.messages import (
     Event,
     Failed,
@@ -186,7 +184,7 @@ async def test_a_step_is_one_hop_however_many_requests_it_served() -> None:
     loop = asyncio.get_running_loop()
     room = Mailroom()
     ended: list[int] = []
-    boxes = [room.open([f"r{n}"], lambda n=n: ended.append(n)) for n in range(3)]  # type: ignore[misc]
+    boxes = [room.open([f"r{n}"], lambda _, n=n: ended.append(n)) for n in range(3)]  # type: ignore[misc]
     hops = 0
     hop = loop.call_soon_threadsafe
 
@@ -214,35 +212,6 @@ async def test_a_step_is_one_hop_however_many_requests_it_served() -> None:
         (2, True),
     ]
     assert ended == [0, 1, 2]
-
-
-def test_places_are_bounded_and_the_wait_is_learnt() -> None:
-    """Retry-after is the time in which a place is likely to come free, within bounds."""
-    admission = Admission()
-    limits = VariantLimits(max_length=8, slots=2, kv_budget_tokens=8, max_waiting=1)
-
-    def refusal() -> float:
-        with pytest.raises(OverloadedError) as caught:
-            admission.enter("a", limits)
-        return caught.value.retry_after_s
-
-    for _ in range(3):
-        admission.enter("a", limits)
-    assert refusal() == 0.5  # a second over two slots, as long as nothing is known
-    for _ in range(60):
-        admission.served("a", 4.0)
-        admission.leave("a")
-        admission.enter("a", limits)
-    assert abs(refusal() - 2.0) < 0.01
-    for _ in range(200):
-        admission.served("a", 0.001)
-        admission.leave("a")
-        admission.enter("a", limits)
-    assert refusal() == 0.05
-    admission.leave("a")
-    admission.enter("a", limits)
-    admission.enter("b", limits)
-    assert (admission.unfinished("a"), admission.unfinished("b")) == (3, 1)
 
 
 async def test_an_unread_answer_keeps_its_place(bench: Bench) -> None:

@@ -222,21 +222,13 @@ def test_ten_thousand_connections_that_are_dropped_are_forgotten(survivor: Survi
     storm(survivor, 10_000)
 
 
-IMPATIENT = """
-from server.cli import main
-from server.http_protocol import Protocol
-
-Protocol.receive_s = 1.0
-main()
-"""
-
-
 def test_half_open_requests_are_closed_and_hold_up_nobody(demo_store: Path, tmp_path: Path) -> None:
     """Peers that never finish what they say: the server hangs up on them after a while."""
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(demo_config(demo_store)), encoding="utf-8")
-    log = tmp_path / "log"
-    with ServerProcess(config, stderr=log, program=("-c", IMPATIENT)) as server:
+    impatient = {"transport": {"head_seconds": 1, "body_seconds": 1}}
+    content = demo_config(demo_store, server=impatient)
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with ServerProcess(config, stderr=tmp_path / "log") as server:
         server.wait_ready()
         survivor = Survivor(server)
         whole = http_request()

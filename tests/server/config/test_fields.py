@@ -10,9 +10,12 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from server.config.fields import Config
+from server import limits_page
+from server.config.fields import Config, TransportSection
 from server.config.reference import bounds, render, sections
+from server.http.connection import ConnectionLimits
 from server.limits import RequestLimits
+from server.rpc.server import TransportLimits
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "configuration.md"
 
@@ -60,6 +63,25 @@ def test_the_walk_finds_a_field_without_bound_and_description() -> None:
 def test_the_reference_is_what_the_fields_say() -> None:
     """docs/configuration.md is generated; `make config-reference` brings it up to date."""
     assert REFERENCE.read_text(encoding="utf-8") == render()
+
+
+def test_the_table_of_limits_is_what_the_code_says() -> None:
+    """docs/limits.md is generated too."""
+    page = REFERENCE.with_name("limits.md").read_text(encoding="utf-8")
+    assert page == limits_page.render()
+
+
+def test_transport_limits_are_the_listeners_own() -> None:
+    """What is configured by default is what listeners without configuration have."""
+    section = TransportSection()
+    limits, connections = TransportLimits(), ConnectionLimits()
+    assert (limits.max_streams, limits.max_calls) == (section.max_streams, section.max_calls)
+    assert limits.max_connections == connections.most == section.max_connections
+    assert limits.max_metadata_bytes == connections.header_bytes == section.max_metadata_bytes
+    assert limits.handshake_s == connections.header_s == section.head_seconds
+    assert limits.idle_s == connections.idle_s == section.idle_seconds
+    assert connections.body_s == section.body_seconds
+    assert connections.unread_s == section.unread_seconds
 
 
 def test_configured_limits_are_the_core_s_limits() -> None:

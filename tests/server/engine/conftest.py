@@ -133,7 +133,15 @@ class Harness:
     def submit(
         self, request_id: str, prompt: Sequence[int], variant: str = "a", **options: object
     ) -> None:
-        of_submit = ("deadline_s", "stop_s", "priority", "constraint", "scoring")
+        of_submit = (
+            "deadline_s",
+            "stop_s",
+            "queue_until_s",
+            "priority",
+            "client",
+            "constraint",
+            "scoring",
+        )
         more: Any = {name: options.pop(name) for name in of_submit if name in options}
         sampling = Sampling(**{"max_tokens": 8, "temperature": 0.0, **options})  # type: ignore[arg-type]
         self.engine.post(Submit(request_id, variant, tuple(prompt), sampling, 0.0, **more))
