@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from server.catalog import VariantState, VariantView
 from server.comparison.statistics import Estimate, mean_over_documents
+from server.errors import Status
 from server.observer import RequestObserver, RequestRecord
 from server.shadow_scores import Shadowed
 
@@ -93,7 +94,7 @@ class Comparer(RequestObserver):
     def finished(self, record: RequestRecord) -> None:
         """Remember a request."""
         timings = record.timings
-        if timings is None or not record.variant or not record.completion_tokens:
+        if record.status is not Status.OK or timings is None or not record.completion_tokens:
             return
         latencies = {_MEASURES[0]: timings.queue_s + timings.prefill_s}
         if record.completion_tokens > 1:

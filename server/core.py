@@ -118,11 +118,12 @@ class Core:
         Raises:
             RequestError: The request is refused or fails; see ``server.errors``.
         """
-        account = Account(self._observer, self.clock, call.received_s)
+        account = Account(self._observer, self.clock, call)
         self._unfinished += 1
         self._idle.clear()
         try:
             accepted = await self._intake.accept(call, account)
+            account.artifact = accepted.serving.artifact
             looked_at = self._shadowing.wanted(accepted.serving)
             answer = self._submit(accepted, account, recorded=looked_at)
             unfinished = len(accepted.submits)
@@ -134,6 +135,7 @@ class Core:
                     if looked_at and output.choice == 0:
                         tokens.extend(output.tokens)
                     if output.finish is not None:
+                        account.finishes.append(output.finish.reason)
                         unfinished -= 1
                         if not unfinished:
                             account.status = Status.OK
@@ -287,7 +289,7 @@ class Core:
                 self._log.error(
                     "request_failed",
                     log_id=log_id,
-                    request_id=event.request_id,
+                    engine_request=event.request_id,
                     error=event.message,
                 )
                 return InternalError(log_id)

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from server.errors import InvalidRequestError, OverloadedError, RequestError, Status
+from server.request_context import current
 
 CODES: dict[Status, int] = {
     Status.CANCELLED: 499,
@@ -44,7 +45,7 @@ def refusal(error: RequestError) -> JSONResponse:
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
-    """OpenAI's object for an error."""
+    """OpenAI's object for an error, and the id of the request that it is of."""
     code = CODES[error.status]
     return {
         "error": {
@@ -52,5 +53,6 @@ def error_body(error: RequestError) -> dict[str, Any]:
             "type": _TYPES.get(code, "server_error"),
             "param": error.field if isinstance(error, InvalidRequestError) else None,
             "code": error.code,
+            "request_id": current().request_id or None,
         }
     }

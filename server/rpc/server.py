@@ -27,6 +27,7 @@ from server.rpc import health
 from server.rpc.admin import AdminService
 from server.rpc.guard import Guard
 from server.rpc.open_inference import OpenInferenceService
+from server.rpc.request_ids import RequestIds
 from server.rpc.service import InferenceService
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
@@ -60,6 +61,7 @@ def create_server(
     access: Access | None = None,
     certificates: Certificates | None = None,
     admin: AdminService | None = None,
+    tracing: grpc.aio.ServerInterceptor | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Make a server that listens on ``host:port`` but is not started.
 
@@ -71,6 +73,7 @@ def create_server(
         access: Who may ask; None for everybody.
         certificates: Encrypt; None for plaintext.
         admin: What may be changed while it runs; None for nothing.
+        tracing: Makes spans of calls; None for no tracing.
 
     Returns:
         The server, and the port that it got (``port`` 0 takes any that is free).
@@ -79,7 +82,9 @@ def create_server(
         ListenError: The address cannot be listened on.
     """
     largest = ("grpc.max_receive_message_length", core.limits.largest_message_bytes)
-    interceptors = [Guard(access)] if access is not None and not access.is_open else []
+    guard = Guard(access) if access is not None and not access.is_open else None
+    # The first is the outermost: what is refused has an id and a span, too.
+    interceptors = [one for one in (RequestIds(), tracing, guard) if one is not None]
     server = grpc.aio.server(options=(*_OPTIONS, largest), interceptors=interceptors)
     pb_grpc.add_InferenceServicer_to_server(  # type: ignore[no-untyped-call]
         InferenceService(core), server

@@ -44,9 +44,9 @@ async def answering(core: Core, context: Any, method: str) -> AsyncIterator[None
 
 
 async def _abort(context: Any, error: RequestError) -> NoReturn:
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str], ...] = tuple(context.trailing_metadata() or ())
     if isinstance(error, OverloadedError):
-        metadata = ((PUSHBACK, str(round(error.retry_after_s * 1000))),)
+        metadata = (*metadata, (PUSHBACK, str(round(error.retry_after_s * 1000))))
     details = str(error).encode()[:_LONGEST_DETAILS_BYTES].decode(errors="ignore")
     await context.abort(CODES[error.status], details, metadata)
     raise error  # abort has raised; this only says so to the type checker
