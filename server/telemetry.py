@@ -217,6 +217,8 @@ class Telemetry(RequestObserver, EngineObserver):
         self._model = model
         self._families = _Families(self.registry)
         self._variants: dict[str, _VariantMetrics] = {}
+        # As for variants: a series that begins at 0 makes its first increase visible to rate().
+        self._families.requests.labels(model, "", Status.NOT_FOUND.value)
         self._described: dict[str, tuple[str, ...]] = {}  # variant -> labels of what serves
         self._show_server(self._families.server_running, lambda load: load.running_requests, sum)
         self._show_server(self._families.server_waiting, lambda load: load.waiting_requests, sum)

@@ -249,6 +249,8 @@ def test_counters_begin_at_zero(telemetry: Telemetry) -> None:
     """A series that springs up at 1 has no rate."""
     assert value(telemetry, "inference_requests_total", status="ok") == 0
     assert value(telemetry, "inference_engine_seconds_total") == 0
+    unknown = {"model": "demo", "variant": "", "status": "not_found"}
+    assert telemetry.registry.get_sample_value("inference_requests_total", unknown) == 0
 
 
 def test_what_serves_is_described(telemetry: Telemetry, manifest: Manifest) -> None:
