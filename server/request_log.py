@@ -36,9 +36,9 @@ class RequestLog(RequestObserver):
             cached_tokens=record.cached_tokens,
             duration_s=round(record.duration_s, _DIGITS),
             first_token_s=_rounded(record.first_token_s),
-            queue_s=_rounded(timings and timings.queue_s),
-            prefill_s=_rounded(timings and timings.prefill_s),
-            decode_s=_rounded(timings and timings.decode_s),
+            queue_s=None if timings is None else _rounded(timings.queue_s),
+            prefill_s=None if timings is None else _rounded(timings.prefill_s),
+            decode_s=None if timings is None else _rounded(timings.decode_s),
         )
 
 

@@ -29,7 +29,9 @@ class TracedMethods(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Traces every method but health and reflection, which are generators or not worth a span."""
 
     def __init__(self, provider: TracerProvider) -> None:
-        self._instrumentation = aio_server_interceptor(tracer_provider=provider)
+        self._instrumentation = aio_server_interceptor(  # type: ignore[no-untyped-call]
+            tracer_provider=provider
+        )
 
     async def intercept_service(
         self,

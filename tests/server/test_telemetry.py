@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from contextvars import copy_context
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -91,6 +93,16 @@ def test_families_are_the_documented_ones(
             assert {"model", "variant"} - set(sample.labels) == (
                 {"variant"} if is_of_server else set()
             )
+
+
+def test_the_documentation_lists_every_family() -> None:
+    """By the name that queries use, with its type, and none that is not there."""
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`inference_[^|]+) \| (\w+) \|", page, re.MULTILINE)
+    documented = {name: kind for names, kind in rows for name in re.findall(r"`(\w+)`", names)}
+    assert documented == {
+        f"{name}_total" if kind == "counter" else name: kind for name, kind in FAMILIES.items()
+    }
 
 
 def test_figures_of_this_machine_are_gauges(
