@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -37,14 +38,16 @@ from server.lifecycle import Lifecycle
 from server.limits import RequestLimits
 from server.listeners import Addresses, Listeners
 from server.loading import LoadSettings, load
-from server.observer import Observers
+from server.observer import Observers, RequestObserver
 from server.operations import Operations
 from server.ops import routes
 from server.optimizer import Optimizer
 from server.planning import Planned, chains_of, plan_one
+from server.request_log import RequestLog
 from server.rpc.admin import AdminService
 from server.rpc.health import HealthService
 from server.telemetry import Telemetry
+from server.tracing.settings import open_tracing, tracing_settings
 from server.variants import Variants, Watcher
 
 _log = structlog.get_logger(__name__)
@@ -64,6 +67,9 @@ class App:
         started_s: When the process began, on the clock.
         plan_s: How long judging the config took.
         clock: Monotonic seconds.
+
+    Raises:
+        TracingError: Tracing is wanted and cannot be had.
     """
 
     def __init__(
@@ -82,7 +88,12 @@ class App:
         self._config = config
         self._listening = listening
         self._loop = asyncio.get_running_loop()
-        self._telemetry = Telemetry(_model_label(config.model))
+        model = _model_label(config.model)
+        wanted = tracing_settings(
+            config.telemetry.otlp_endpoint, config.telemetry.sample_ratio, os.environ
+        )
+        self._tracing = None if wanted is None else open_tracing(wanted, model)
+        self._telemetry = Telemetry(model)
         self._telemetry.took("plan", plan_s)
         self._variants = Variants(tuple(config.variants), config.traffic, clock=clock)
         for name in self._variants.names():
@@ -103,7 +114,7 @@ class App:
             self._engine.post,
             executor=self._texts,
             grammar_executor=self._grammars,
-            observer=Observers(self._telemetry, self._comparer),
+            observer=Observers(*self._observers()),
             limits=RequestLimits(**config.server.limits.model_dump()),
             max_queue_s=config.engine.max_queue_seconds,
             clients=sum(Right.GENERATE in token.rights for token in config.server.tokens),
@@ -161,7 +172,14 @@ class App:
     async def _run(self) -> ExitCode:
         operators = routes(self._telemetry.registry, self)
         admin = AdminService(self._core, self._operations, self._comparer)
-        listeners = Listeners(self._core, self._health, operators, admin, self._config.server)
+        listeners = Listeners(
+            self._core,
+            self._health,
+            operators,
+            admin,
+            self._config.server,
+            tracing=self._tracing,
+        )
         self._refresh_health()
         await listeners.start()
         self._engine.start()
@@ -172,6 +190,8 @@ class App:
             await self._shut_down(lifecycle, listeners, code)
         finally:
             await listeners.close()
+            if self._tracing is not None:
+                await self._tracing.close()
             for executor in (self._texts, self._grammars):
                 executor.shutdown(cancel_futures=True)
         return code
@@ -292,6 +312,15 @@ class App:
         else:
             _log.info("stopping", signal=signal.Signals(number).name)
             self._stop_asked.set()
+
+    def _observers(self) -> Iterator[RequestObserver]:
+        """Who hears of requests."""
+        yield self._telemetry
+        yield self._comparer
+        if self._config.log.requests:
+            yield RequestLog()
+        if self._tracing is not None:
+            yield self._tracing.spans
 
     # Variants.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from server.catalog import VariantState, VariantView
 from server.comparison.statistics import Estimate
+from server.errors import Status
 from server.intervals import FEWEST_REQUESTS, mean_over_answers, stratified_ratio
 from server.observer import RequestObserver, RequestRecord
 from server.shadow_scores import Shadowed
@@ -91,7 +92,7 @@ class Comparer(RequestObserver):
     def finished(self, record: RequestRecord) -> None:
         """Remember a request."""
         timings = record.timings
-        if timings is None or not record.variant or not record.completion_tokens:
+        if record.status is not Status.OK or timings is None or not record.completion_tokens:
             return
         latencies = {_MEASURES[0]: timings.queue_s + timings.prefill_s}
         # Choices run side by side: the gaps of one of them took the time.

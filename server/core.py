@@ -131,11 +131,12 @@ class Core:
         Raises:
             RequestError: The request is refused or fails; see ``server.errors``.
         """
-        account = Account(self._observer, self.clock, call.received_s)
+        account = Account(self._observer, self.clock, call)
         self._unfinished += 1
         self._idle.clear()
         try:
             accepted = await self._intake.accept(call, account)
+            account.artifact = accepted.serving.artifact
             candidate = self._shadowing.candidate_for(accepted.serving)
             answer = self._submit(accepted, account, recorded=candidate is not None)
             unfinished = len(accepted.submits)
@@ -147,6 +148,7 @@ class Core:
                     if candidate is not None and output.choice == 0:
                         tokens.extend(output.tokens)
                     if output.finish is not None:
+                        account.finishes.append(output.finish.reason)
                         unfinished -= 1
                         if not unfinished:
                             account.status = Status.OK
@@ -307,7 +309,7 @@ class Core:
                 self._log.error(
                     "request_failed",
                     log_id=log_id,
-                    request_id=event.request_id,
+                    engine_request=event.request_id,
                     error=event.message,
                 )
                 return InternalError(log_id)

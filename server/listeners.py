@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
@@ -19,10 +20,16 @@ from server.core import Core
 from server.http.application import OpenAI
 from server.http.connection import ConnectionLimits
 from server.http.guard import Guard
+from server.http.request_ids import RequestIds
 from server.listener import HttpListener
 from server.rpc.admin import AdminService
 from server.rpc.health import HealthService
 from server.rpc.server import TransportLimits, create_server
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from server.tracing.tracing import Tracing
 
 _LAST_WORDS_S = 2.0  # for telling the callers of streams that are cut
 
@@ -53,6 +60,8 @@ class Listeners:
         operators: Starlette,
         admin: AdminService,
         server: ServerSection,
+        *,
+        tracing: Tracing | None = None,
     ) -> None:
         check_exposure(server)
         access = access_of(server)
@@ -82,16 +91,20 @@ class Listeners:
                 handshake_s=transport.head_seconds,
                 idle_s=transport.idle_seconds,
             ),
+            tracing=None if tracing is None else tracing.methods,
         )
         self._http: HttpListener | None = None
         if server.http_port is not None:
+            public: ASGIApp = Guard(
+                OpenAI(core, started=time.time()).application(),
+                access,
+                max_calls=transport.max_calls,
+                max_header_bytes=transport.max_metadata_bytes,
+            )
+            if tracing is not None:
+                public = tracing.application(public)
             self._http = HttpListener(
-                Guard(
-                    OpenAI(core, started=time.time()).application(),
-                    access,
-                    max_calls=transport.max_calls,
-                    max_header_bytes=transport.max_metadata_bytes,
-                ),
+                RequestIds(public),
                 server.host,
                 server.http_port,
                 field="server.http_port",

@@ -1,6 +1,7 @@
 """Logging: events with fields, on standard error; one format for every library.
 
 Owns the process's logging set-up. Console lines for people, one JSON object per line for machines.
+Every line that is written while a request is answered carries its id, and that of its trace.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import sys
 from typing import Any, Literal
 
 import structlog
+
+from server.request_context import current
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
@@ -35,6 +38,7 @@ def configure(
     as_console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_request,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -82,6 +86,14 @@ def configure(
 def _is_no_lost_race(record: logging.LogRecord) -> bool:
     kind = record.exc_info[0] if record.exc_info else None
     return kind is None or kind.__name__ != "ExecuteBatchError"
+
+
+def _with_request(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    request = current()
+    if request.request_id:
+        event.setdefault("request_id", request.request_id)
+        event.setdefault("trace_id", request.trace_id or None)
+    return event
 
 
 def _drop_unset(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

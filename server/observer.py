@@ -6,10 +6,13 @@ unknown variant), never the caller's text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.engine.messages import Timings
+from server.engine.messages import FinishReason, Timings
 from server.errors import Status
+from server.parameters import SamplingCall
+from server.request_context import NO_REQUEST, RequestContext
 from server.shadow_scores import Shadowed
 
 
@@ -24,9 +27,19 @@ class RequestRecord:
         prompt_tokens: Tokens of the prompt; 0 when it was refused before they were counted.
         completion_tokens: Generated tokens of all choices, up to the stop.
         cached_tokens: Prompt tokens whose cache entries were reused.
-        timings: Queue, prefill and decode seconds; only when it ended well (else a cancelled or
-            refused request would pull the latencies down).
+        timings: Queue, prefill and decode seconds, as far as the engine told them. Those of a
+            request that did not end well belong into no latency: they would pull it down.
         choices: How many answers it has tokens of.
+        operation: ``chat`` or ``text_completion``.
+        requested: The variant that the caller named, ``""`` for routed traffic and for an unknown
+            one.
+        artifact: What answered; ``""`` when it was refused.
+        sampling: As the caller wrote it. Stop strings and bad words are texts of the caller's.
+        finishes: How each choice ended, in the order in which they did.
+        submitted_s: When the engine got it, from when it was read; None when it was refused.
+        first_token_s: When the first token was handed to the stream.
+        last_token_s: When the last one was.
+        context: Its id and trace.
     """
 
     variant: str
@@ -37,6 +50,15 @@ class RequestRecord:
     cached_tokens: int = 0
     timings: Timings | None = None
     choices: int = 0
+    operation: str = "text_completion"
+    requested: str = ""
+    artifact: str = ""
+    sampling: SamplingCall | None = None
+    finishes: Sequence[FinishReason] = ()
+    submitted_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    context: RequestContext = NO_REQUEST
 
 
 class RequestObserver:

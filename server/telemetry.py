@@ -2,13 +2,14 @@
 
 Owns one Prometheus registry. ``Telemetry`` hears requests from the API side (event loop) and steps
 from the engine (its thread); both only touch label children that were made when the variant was
-added, so an observation costs a lock and an addition. Knows nothing of how metrics are exposed.
+added, so an observation costs a lock and an addition. A latency's exemplar is the request that this
+task answers. Knows nothing of how metrics are exposed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -20,6 +21,7 @@ from server.catalog import BudgetState, BudgetView
 from server.engine.messages import EngineObserver, StepKind, VariantLoad
 from server.errors import Status
 from server.observer import RequestObserver, RequestRecord
+from server.request_context import current
 from server.shadow_scores import Shadowed
 
 _log = structlog.get_logger(__name__)
@@ -39,6 +41,7 @@ def _geometric_buckets() -> tuple[float, ...]:
 
 
 BUCKETS_S = _geometric_buckets()
+_NO_LOAD = VariantLoad(0, 0, 0, 0, 0)
 
 
 class _Families:
@@ -92,6 +95,25 @@ class _Families:
             "inference_kv_cache_usage_ratio", "Reserved tokens over the cache's budget."
         )
         self.batch_rows = gauge("inference_batch_rows", "Sequences in the latest step.")
+        # For routers, which read one value per server.
+        self.server_running = Gauge(
+            "inference_server_running_requests",
+            "Requests that hold a slot, of all variants.",
+            ("model",),
+            registry=registry,
+        )
+        self.server_waiting = Gauge(
+            "inference_server_waiting_requests",
+            "Requests that wait for a slot, of all variants.",
+            ("model",),
+            registry=registry,
+        )
+        self.server_kv_usage = Gauge(
+            "inference_server_kv_cache_usage_ratio",
+            "Reserved tokens over the budget of the fullest variant's cache.",
+            ("model",),
+            registry=registry,
+        )
         self.info = gauge(
             "inference_variant_info",
             "Always 1; says which artifact serves and through which chain it was built.",
@@ -171,12 +193,18 @@ class _VariantMetrics:
         # Beside the counters, whose values only a scrape may read.
         self.seconds = 0.0
         self.tokens = 0
+        self.load = _NO_LOAD
 
     def show(self, load: VariantLoad) -> None:
+        self.load = load
         self.running.set(load.running_requests)
         self.waiting.set(load.waiting_requests)
-        self.kv_usage.set(load.reserved_tokens / max(load.kv_budget_tokens, 1))
+        self.kv_usage.set(_kv_usage(load))
         self.batch_rows.set(load.batch_rows)
+
+
+def _kv_usage(load: VariantLoad) -> float:
+    return load.reserved_tokens / max(load.kv_budget_tokens, 1)
 
 
 class Telemetry(RequestObserver, EngineObserver):
@@ -189,7 +217,12 @@ class Telemetry(RequestObserver, EngineObserver):
         self._model = model
         self._families = _Families(self.registry)
         self._variants: dict[str, _VariantMetrics] = {}
+        # As for variants: a series that begins at 0 makes its first increase visible to rate().
+        self._families.requests.labels(model, "", Status.NOT_FOUND.value)
         self._described: dict[str, tuple[str, ...]] = {}  # variant -> labels of what serves
+        self._show_server(self._families.server_running, lambda load: load.running_requests, sum)
+        self._show_server(self._families.server_waiting, lambda load: load.waiting_requests, sum)
+        self._show_server(self._families.server_kv_usage, _kv_usage, max)
 
     def add_variant(self, variant: str) -> None:
         """Make the series of a configured variant, before anything is observed of it."""
@@ -264,12 +297,13 @@ class Telemetry(RequestObserver, EngineObserver):
 
     def first_token(self, variant: str, seconds: float) -> None:
         """See ``RequestObserver``."""
-        self._of(variant).first_token.observe(seconds)
+        self._of(variant).first_token.observe(seconds, current().exemplar)
 
     def next_tokens(self, variant: str, seconds_per_token: float, count: int) -> None:
         """See ``RequestObserver``."""
         inter_token = self._of(variant).inter_token
-        for _ in range(count):
+        inter_token.observe(seconds_per_token, current().exemplar)
+        for _ in range(count - 1):
             inter_token.observe(seconds_per_token)
 
     def finished(self, record: RequestRecord) -> None:
@@ -279,11 +313,13 @@ class Telemetry(RequestObserver, EngineObserver):
             return
         metrics = self._of(record.variant)
         metrics.requests[record.status].inc()
-        if record.timings is not None:
-            metrics.duration.observe(record.duration_s)
-            metrics.queue.observe(record.timings.queue_s)
-            metrics.prefill.observe(record.timings.prefill_s)
-            metrics.decode.observe(record.timings.decode_s)
+        # One that was cancelled or refused would pull the latencies down.
+        if record.status is Status.OK and record.timings is not None:
+            exemplar = record.context.exemplar
+            metrics.duration.observe(record.duration_s, exemplar)
+            metrics.queue.observe(record.timings.queue_s, exemplar)
+            metrics.prefill.observe(record.timings.prefill_s, exemplar)
+            metrics.decode.observe(record.timings.decode_s, exemplar)
 
     def shadowed(self, one: Shadowed) -> None:
         """See ``RequestObserver``."""
@@ -323,6 +359,17 @@ class Telemetry(RequestObserver, EngineObserver):
         """See ``EngineObserver``."""
         what = "step failed" if variant else "the engine failed"
         _log.error(what, variant=variant or None, exc_info=error, **context)
+
+    def _show_server(
+        self,
+        gauge: Gauge,
+        measure: Callable[[VariantLoad], float],
+        combine: Callable[[list[float]], float],
+    ) -> None:
+        """Have a scrape put the variants' latest loads together."""
+        gauge.labels(self._model).set_function(
+            lambda: combine([measure(each.load) for each in [*self._variants.values()]] or [0.0])
+        )
 
     def _of(self, variant: str) -> _VariantMetrics:
         return self._variants[variant]

@@ -452,6 +452,31 @@ class LogSection(Section):
         description="`console` for people, `json` for machines; `auto`: console on a "
         "terminal, else JSON.",
     )
+    requests: bool = Field(
+        default=False,
+        description="One line per ended request, at level `info`: variant, status, tokens, times; "
+        "never a prompt or a text.",
+    )
+
+
+class TelemetrySection(Section):
+    """Traces of requests; needs the extra `tracing`."""
+
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s]+/?$",
+        max_length=2048,
+        description="Where a collector takes OTLP over gRPC, such as `http://127.0.0.1:4317`; "
+        "`https://` for TLS. Unset: what the standard variable `OTEL_EXPORTER_OTLP_ENDPOINT` says, "
+        "and without it nothing is traced.",
+    )
+    sample_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the requests that are traced, of those whose caller has not decided "
+        "it in its `traceparent`.",
+    )
 
 
 class Config(Section):
@@ -517,6 +542,9 @@ class Config(Section):
         description="What chains that are sent to a running server may name.",
     )
     log: LogSection = Field(default=LogSection(), description="What is logged, and how.")
+    telemetry: TelemetrySection = Field(
+        default=TelemetrySection(), description="Traces of requests; off by default."
+    )
     store: FilePath = Field(
         default="~/.cache/inference-unlimited",
         description="Folder of the artifact store.",

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from server.errors import InvalidRequestError, OverloadedError, RequestError, Status
+from server.request_context import current
 
 CODES: dict[Status, int] = {
     Status.CANCELLED: 499,
@@ -54,7 +55,7 @@ def head_too_large(most: int) -> JSONResponse:
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
-    """OpenAI's object for an error."""
+    """OpenAI's object for an error, and the id of the request that it is of."""
     code = CODES[error.status]
     return {
         "error": {
@@ -62,5 +63,6 @@ def error_body(error: RequestError) -> dict[str, Any]:
             "type": _TYPES.get(code, "server_error"),
             "param": error.field if isinstance(error, InvalidRequestError) else None,
             "code": error.code,
+            "request_id": current().request_id or None,
         }
     }

@@ -14,6 +14,7 @@ import grpc
 from server.access import Access, Right
 from server.errors import RequestError
 from server.rpc.caller import CLIENT
+from server.rpc.handlers import text_of, with_behaviour
 from server.rpc.status import CODES
 
 _OURS = "/inference_unlimited.v1.Inference/"
@@ -82,10 +83,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 def authorization(metadata: Any) -> str | None:
     """The metadata of this name; the first of several."""
-    for key, value in metadata or ():
-        if key == "authorization":
-            return str(value) if isinstance(value, str) else None
-    return None
+    return text_of(metadata, "authorization")
 
 
 def _refusing(handler: Any, error: RequestError) -> Any:
@@ -94,19 +92,4 @@ def _refusing(handler: Any, error: RequestError) -> Any:
     async def refuse(_: Any, context: Any) -> None:
         await context.abort(CODES[error.status], str(error))
 
-    async def refuse_with_stream(_: Any, context: Any) -> Any:
-        await context.abort(CODES[error.status], str(error))
-        yield  # a generator, which never gets here
-
-    kinds = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    make = kinds[handler.request_streaming, handler.response_streaming]
-    return make(
-        refuse_with_stream if handler.response_streaming else refuse,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
+    return with_behaviour(handler, refuse)

@@ -27,6 +27,7 @@ from server.errors import (
     RequestError,
 )
 from server.operations import Operations
+from server.request_context import begin_part
 from server.routing import ROUTED
 from server.rpc.caller import client_of
 from server.rpc.chains import read_chain
@@ -150,11 +151,15 @@ class OpenInferenceService(oip_grpc.GRPCInferenceServiceServicer):
         writer = _Writer(context)
         async with answering(self._core, context, "ModelStreamInfer"):
             running: set[asyncio.Task[None]] = set()
+            number = 0
             try:
                 async with asyncio.TaskGroup() as group:
                     async for request in requests:
+                        number += 1
                         busy = len(running) >= _MOST_AT_A_TIME
-                        answer = self._answer(request, writer, busy=busy, as_status=as_status)
+                        answer = self._answer(
+                            request, writer, number=number, busy=busy, as_status=as_status
+                        )
                         task = group.create_task(answer)
                         running.add(task)
                         task.add_done_callback(running.discard)
@@ -216,9 +221,16 @@ class OpenInferenceService(oip_grpc.GRPCInferenceServiceServicer):
         return self._operations
 
     async def _answer(
-        self, request: oip.ModelInferRequest, writer: _Writer, *, busy: bool, as_status: bool
+        self,
+        request: oip.ModelInferRequest,
+        writer: _Writer,
+        *,
+        number: int,
+        busy: bool,
+        as_status: bool,
     ) -> None:
-        """Answer one request of a stream."""
+        """Answer one request of a stream, in a task of its own."""
+        begin_part(number)
         core = self._core
         try:
             _refuse_when(busy=busy)

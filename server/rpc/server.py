@@ -29,6 +29,7 @@ from server.rpc.admin import AdminService
 from server.rpc.decoding import StrictHandlers
 from server.rpc.guard import Guard
 from server.rpc.open_inference import OpenInferenceService
+from server.rpc.request_ids import RequestIds
 from server.rpc.service import InferenceService
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
@@ -96,6 +97,7 @@ def create_server(
     certificates: Certificates | None = None,
     admin: AdminService | None = None,
     limits: TransportLimits | None = None,
+    tracing: grpc.aio.ServerInterceptor | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Make a server that listens on ``host:port`` but is not started.
 
@@ -108,6 +110,7 @@ def create_server(
         certificates: Encrypt; None for plaintext.
         admin: What may be changed while it runs; None for nothing.
         limits: Of the transport.
+        tracing: Makes spans of calls; None for no tracing.
 
     Returns:
         The server, and the port that it got (``port`` 0 takes any that is free).
@@ -116,7 +119,9 @@ def create_server(
         ListenError: The address cannot be listened on.
     """
     largest = ("grpc.max_receive_message_length", core.limits.largest_message_bytes)
-    interceptors = [Guard(access)] if access is not None and not access.is_open else []
+    guard = Guard(access) if access is not None and not access.is_open else None
+    # The first is the outermost: what is refused has an id and a span, too.
+    interceptors = [one for one in (RequestIds(), tracing, guard) if one is not None]
     limits = limits or TransportLimits()
     server = grpc.aio.server(
         options=(*_OPTIONS, *limits.options(), largest),

@@ -58,9 +58,9 @@ async def send(context: Any, message: Any) -> None:
 
 
 async def _abort(context: Any, error: RequestError) -> NoReturn:
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str], ...] = tuple(context.trailing_metadata() or ())
     if isinstance(error, OverloadedError):
-        metadata = ((PUSHBACK, str(round(error.retry_after_s * 1000))),)
+        metadata = (*metadata, (PUSHBACK, str(round(error.retry_after_s * 1000))))
     details = str(error).encode()[:_LONGEST_DETAILS_BYTES].decode(errors="ignore")
     try:
         await context.abort(CODES[error.status], details, metadata)

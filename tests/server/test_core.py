@@ -263,7 +263,8 @@ async def test_tokens_are_counted_while_a_stream_runs(bench: Bench) -> None:
 def test_gaps_are_divided_over_the_tokens_of_a_step(recorder: Recorder) -> None:
     """One first token; afterwards one observation per token; nothing for empty messages."""
     times = iter([11.0, 12.0, 15.0, 20.0])
-    account = Account(recorder, lambda: next(times), received_s=10.0)
+    call = GenerateCall("x", received_s=10.0)
+    account = Account(recorder, lambda: next(times), call)
     account.variant = "a"
     for count in (0, 1, 2, 0, 3):
         account.handed_over(count)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from contextvars import copy_context
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -15,6 +18,7 @@ from server.catalog import BudgetState, BudgetView
 from server.engine.messages import StepKind, Timings, VariantLoad
 from server.errors import Status
 from server.observer import RequestRecord
+from server.request_context import LONGEST_ID, begin, current, traced
 from server.shadow_scores import Shadowed, ShadowScores
 from server.telemetry import BUCKETS_S, Telemetry
 
@@ -34,6 +38,9 @@ FAMILIES = {
     "inference_waiting_requests": "gauge",
     "inference_kv_cache_usage_ratio": "gauge",
     "inference_batch_rows": "gauge",
+    "inference_server_running_requests": "gauge",
+    "inference_server_waiting_requests": "gauge",
+    "inference_server_kv_cache_usage_ratio": "gauge",
     "inference_variant_info": "gauge",
     "inference_variant_size_bytes": "gauge",
     "inference_variant_traffic_share": "gauge",
@@ -82,7 +89,20 @@ def test_families_are_the_documented_ones(
     for family in families.values():
         assert family.documentation.endswith(".")
         for sample in family.samples:
-            assert {"model", "variant"} <= set(sample.labels)
+            is_of_server = family.name.startswith("inference_server_")
+            assert {"model", "variant"} - set(sample.labels) == (
+                {"variant"} if is_of_server else set()
+            )
+
+
+def test_the_documentation_lists_every_family() -> None:
+    """By the name that queries use, with its type, and none that is not there."""
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`inference_[^|]+) \| (\w+) \|", page, re.MULTILINE)
+    documented = {name: kind for names, kind in rows for name in re.findall(r"`(\w+)`", names)}
+    assert documented == {
+        f"{name}_total" if kind == "counter" else name: kind for name, kind in FAMILIES.items()
+    }
 
 
 def test_figures_of_this_machine_are_gauges(
@@ -124,7 +144,9 @@ def test_a_finished_request_is_counted_and_timed(telemetry: Telemetry) -> None:
 
 def test_a_cancelled_request_pulls_no_latency_down(telemetry: Telemetry) -> None:
     """Only requests that ended well are timed; all are counted."""
-    telemetry.finished(RequestRecord("int8", Status.CANCELLED, 0.01, 7, 2))
+    timings = Timings(queue_s=0.1, prefill_s=0.2, decode_s=0.3)
+    for status in (Status.CANCELLED, Status.DEADLINE_EXCEEDED):
+        telemetry.finished(RequestRecord("int8", status, 0.01, 7, 2, timings=timings))
     assert value(telemetry, "inference_requests_total", status="cancelled") == 1
     assert value(telemetry, "inference_generated_tokens_total") == 0  # was told while it ran
     assert value(telemetry, "inference_request_duration_seconds_count") == 0
@@ -156,10 +178,91 @@ def test_steps_feed_engine_time_and_gauges(telemetry: Telemetry) -> None:
     assert value(telemetry, "inference_batch_rows") == 2
 
 
+def test_a_router_reads_one_value_per_server(telemetry: Telemetry) -> None:
+    """Of all variants: requests add up, and the fullest cache is the one that refuses first."""
+    telemetry.add_variant("int4")
+    telemetry.loaded("int8", VariantLoad(2, 1, 50, 200, 2))
+    telemetry.loaded("int4", VariantLoad(3, 4, 90, 100, 1))
+    names = ("running_requests", "waiting_requests", "kv_cache_usage_ratio")
+    values = [
+        telemetry.registry.get_sample_value(f"inference_server_{name}", {"model": "demo"})
+        for name in names
+    ]
+    assert values == [5, 5, 0.9]
+    telemetry.loaded("int4", VariantLoad(0, 0, 0, 100, 0))
+    labels = {"model": "demo"}
+    assert telemetry.registry.get_sample_value("inference_server_running_requests", labels) == 2
+
+
+def test_a_server_without_variants_is_idle() -> None:
+    """A router finds the families before anything is loaded."""
+    registry = Telemetry("demo").registry
+    name = "inference_server_kv_cache_usage_ratio"
+    assert registry.get_sample_value(name, {"model": "demo"}) == 0
+
+
+LATENCIES = (
+    "time_to_first_token",
+    "inter_token_latency",
+    "request_duration",
+    "queue",
+    "prefill",
+    "decode",
+)
+
+
+def exemplars(telemetry: Telemetry) -> dict[str, dict[str, str]]:
+    """The labels of each latency family's exemplar, as OpenMetrics writes them."""
+    page = openmetrics(telemetry.registry).decode()
+    return {
+        family.name.removeprefix("inference_").removesuffix("_seconds"): sample.exemplar.labels
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+
+
+def observe(telemetry: Telemetry) -> None:
+    """One request, in its own task."""
+    telemetry.first_token("int8", 0.02)
+    telemetry.next_tokens("int8", 0.01, 3)
+    timings = Timings(queue_s=0.1, prefill_s=0.2, decode_s=0.3)
+    record = RequestRecord("int8", Status.OK, 1.0, 7, 4, timings=timings, context=current())
+    telemetry.finished(record)
+
+
+def test_exemplars_lead_to_the_request_or_its_trace(telemetry: Telemetry) -> None:
+    """The trace where there is one, else the id that logs have; the longest one still fits."""
+    longest = "x" * LONGEST_ID
+
+    def observe_both() -> list[dict[str, dict[str, str]]]:
+        begin(longest)
+        observe(telemetry)
+        by_id = exemplars(telemetry)
+        traced("ab" * 16, None)
+        observe(telemetry)
+        return [by_id, exemplars(telemetry)]
+
+    by_id, by_trace = copy_context().run(observe_both)
+    assert by_id == {key: {"request_id": longest} for key in LATENCIES}
+    assert by_trace == {key: {"trace_id": "ab" * 16} for key in LATENCIES}
+
+
+def test_exemplars_are_openmetrics_only(telemetry: Telemetry) -> None:
+    """The older text format knows none, and what no request caused has none."""
+    copy_context().run(observe, telemetry)
+    assert exemplars(telemetry) == {}
+    copy_context().run(lambda: (begin("id-1"), observe(telemetry)))
+    assert b"id-1" in openmetrics(telemetry.registry)
+    assert b"id-1" not in generate_latest(telemetry.registry)
+
+
 def test_counters_begin_at_zero(telemetry: Telemetry) -> None:
     """A series that springs up at 1 has no rate."""
     assert value(telemetry, "inference_requests_total", status="ok") == 0
     assert value(telemetry, "inference_engine_seconds_total") == 0
+    unknown = {"model": "demo", "variant": "", "status": "not_found"}
+    assert telemetry.registry.get_sample_value("inference_requests_total", unknown) == 0
 
 
 def test_what_serves_is_described(telemetry: Telemetry, manifest: Manifest) -> None:

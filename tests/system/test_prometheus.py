@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +15,20 @@ import pytest
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc
 from server.comparison.server_process import ROOT, ServerProcess
+from tests.system.prometheus import ask, get, keep_busy, scraping, wait_for
 
 pytestmark = pytest.mark.system
 
 VARIANTS = {"baseline", "int8", "int4"}
 LOAD_S = 8.0
+LATENCIES = (
+    "time_to_first_token",
+    "inter_token_latency",
+    "request_duration",
+    "queue",
+    "prefill",
+    "decode",
+)
 
 
 def queries(page: str) -> list[str]:
@@ -51,79 +53,9 @@ def server(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="module")
 def prometheus(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prometheus that has scraped the server under load."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    host = urllib.parse.urlparse(server.metrics_url).netloc
-    config = folder / "prometheus.yml"
-    config.write_text(
-        json.dumps(
-            {
-                "global": {"scrape_interval": "1s"},
-                "scrape_configs": [
-                    {"job_name": "inference", "static_configs": [{"targets": [host]}]}
-                ],
-            }
-        )
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={config}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={address}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        _wait_until_scraping(f"http://{address}", process)
-        _load(server)
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait_until_scraping(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline_s = time.monotonic() + 60
-    while True:
-        try:
-            if [sample["value"][1] for sample in ask(url, "up")] == ["1"]:
-                return
-        except urllib.error.URLError:
-            assert process.poll() is None
-        assert time.monotonic() < deadline_s
-        time.sleep(0.2)
-
-
-def _load(server: ServerProcess) -> None:
-    """Keep every variant busy for a while."""
-    end_s = time.monotonic() + LOAD_S
-
-    def keep_asking(variant: str) -> None:
-        with grpc.insecure_channel(server.target) as channel:
-            stub: Any = inference_pb2_grpc.InferenceStub(channel)
-            request = pb.GenerateRequest(
-                variant=variant,
-                text="def fibonacci(n):",
-                sampling=pb.SamplingParameters(max_tokens=16, ignore_eos=True),
-            )
-            while time.monotonic() < end_s:
-                stub.Complete(request, timeout=60)
-
-    with ThreadPoolExecutor(len(VARIANTS)) as pool:
-        list(pool.map(keep_asking, VARIANTS))
-
-
-def ask(url: str, query: str) -> list[dict[str, Any]]:
-    encoded = urllib.parse.urlencode({"query": query})
-    with urllib.request.urlopen(  # noqa: S310 - our own Prometheus
-        f"{url}/api/v1/query?{encoded}", timeout=10
-    ) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-    return found
+    with scraping(server, tmp_path_factory.mktemp("prometheus")) as url:
+        keep_busy(server, VARIANTS, LOAD_S)
+        yield url
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/metrics.md"])
@@ -150,6 +82,37 @@ def test_engine_seconds_per_token_tell_variants_apart(prometheus: str) -> None:
     query = next(query for query in queries("docs/metrics.md") if "engine_seconds" in query)
     values = [float(sample["value"][1]) for sample in ask(prometheus, query)]
     assert all(1e-5 < value < 1 for value in values)
+
+
+def test_exemplars_lead_from_a_latency_to_its_request(
+    prometheus: str, server: ServerProcess
+) -> None:
+    """Prometheus takes the page with its exemplars, and gives back the id of a caller's request."""
+    with grpc.insecure_channel(server.target) as channel:
+        stub: Any = inference_pb2_grpc.InferenceStub(channel)
+        request = pb.GenerateRequest(
+            variant="int4", text="x", sampling=pb.SamplingParameters(max_tokens=4, ignore_eos=True)
+        )
+        stub.Complete(request, metadata=[("x-request-id", "look-here")], timeout=60)
+
+    def found(family: str) -> bool:
+        series = get(
+            prometheus,
+            "query_exemplars",
+            query=f"inference_{family}_seconds_bucket",
+            start="0",
+            end="9999999999",
+        )
+        return any(
+            exemplar["labels"] == {"request_id": "look-here"}
+            for one in series
+            if one["seriesLabels"]["variant"] == "int4"
+            for exemplar in one["exemplars"]
+        )
+
+    for family in LATENCIES:
+        wait_for(lambda family=family: found(family))
+    assert not found("step")  # a step is nobody's own
 
 
 def check_metrics(page: str) -> subprocess.CompletedProcess[str]:

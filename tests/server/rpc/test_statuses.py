@@ -13,7 +13,7 @@ import pytest
 
 from protos import inference_pb2 as pb
 from server.catalog import BuildProgress, VariantState
-from server.engine.messages import FailureCode
+from server.engine.messages import FailureCode, Timings
 from server.errors import Status
 from server.rpc.status import CODES, PUSHBACK
 
@@ -243,7 +243,7 @@ async def test_failures_of_the_engine_end_the_stream(
         ) == ("log-1", "a secret of the engine")
     await bench.until(lambda: bench.recorder.records)
     (record,) = bench.recorder.records
-    assert (failure.value, 1, None) == (
+    assert (failure.value, 1, Timings(0.25, 0.5, 0.75)) == (
         record.status.value,
         record.completion_tokens,
         record.timings,
