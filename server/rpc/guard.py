@@ -14,7 +14,7 @@ import grpc
 from server.access import Access, Right
 from server.errors import RequestError
 from server.rpc.caller import CLIENT
-from server.rpc.status import CODES
+from server.rpc.status import refusing
 
 _OURS = "/inference_unlimited.v1.Inference/"
 _ADMIN = "/inference_unlimited.v1.Admin/"
@@ -75,7 +75,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             presented = authorization(handler_call_details.invocation_metadata)
             CLIENT.set(self._access.client(presented, right))
         except RequestError as error:
-            return _refusing(handler, error)
+            return refusing(handler, error)
         return handler
 
 
@@ -85,27 +85,3 @@ def authorization(metadata: Any) -> str | None:
         if key == "authorization":
             return str(value) if isinstance(value, str) else None
     return None
-
-
-def _refusing(handler: Any, error: RequestError) -> Any:
-    """A handler of the same kind that ends every call with the error."""
-
-    async def refuse(_: Any, context: Any) -> None:
-        await context.abort(CODES[error.status], str(error))
-
-    async def refuse_with_stream(_: Any, context: Any) -> Any:
-        await context.abort(CODES[error.status], str(error))
-        yield  # a generator, which never gets here
-
-    kinds = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    make = kinds[handler.request_streaming, handler.response_streaming]
-    return make(
-        refuse_with_stream if handler.response_streaming else refuse,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )

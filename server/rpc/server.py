@@ -26,6 +26,7 @@ from server.core import Core
 from server.errors import ListenError
 from server.rpc import health
 from server.rpc.admin import AdminService
+from server.rpc.bound import Bound
 from server.rpc.guard import Guard
 from server.rpc.open_inference import OpenInferenceService
 from server.rpc.service import InferenceService
@@ -35,6 +36,7 @@ ADMIN_SERVICE_NAME = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 OPEN_SERVICE_NAME = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 _MIB = 1 << 20
+_UNCOUNTED_CALLS = 1024
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 64 * _MIB),
@@ -55,7 +57,7 @@ class TransportLimits:
 
     Attributes:
         max_streams: Of one connection.
-        max_calls: Of all connections together, health's watches included.
+        max_calls: Of all connections together, health's apart.
         max_connections: A further one is closed at once.
         max_metadata_bytes: Of one call.
         handshake_s: Seconds for TLS and the first words of HTTP/2.
@@ -113,12 +115,14 @@ def create_server(
         ListenError: The address cannot be listened on.
     """
     largest = ("grpc.max_receive_message_length", core.limits.largest_message_bytes)
-    interceptors = [Guard(access)] if access is not None and not access.is_open else []
     limits = limits or TransportLimits()
+    # Whoever may not ask is told so first, and counts for nothing.
+    guards = [Guard(access)] if access is not None and not access.is_open else []
     server = grpc.aio.server(
         options=(*_OPTIONS, *limits.options(), largest),
-        interceptors=interceptors,
-        maximum_concurrent_rpcs=limits.max_calls,
+        interceptors=[*guards, Bound(limits.max_calls)],
+        # gRPC's own bound does not say when to come back: it is for what ours does not count.
+        maximum_concurrent_rpcs=limits.max_calls + _UNCOUNTED_CALLS,
     )
     pb_grpc.add_InferenceServicer_to_server(  # type: ignore[no-untyped-call]
         InferenceService(core), server

@@ -43,6 +43,30 @@ async def answering(core: Core, context: Any, method: str) -> AsyncIterator[None
         await _abort(context, core.internal(error, method=method))
 
 
+def refusing(handler: Any, error: RequestError) -> Any:
+    """A handler of the same kind that ends every call with the error."""
+
+    async def refuse(_: Any, context: Any) -> None:
+        await _abort(context, error)
+
+    async def refuse_with_stream(_: Any, context: Any) -> Any:
+        await _abort(context, error)
+        yield  # a generator, which never gets here
+
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    make = kinds[handler.request_streaming, handler.response_streaming]
+    return make(
+        refuse_with_stream if handler.response_streaming else refuse,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+
+
 async def _abort(context: Any, error: RequestError) -> NoReturn:
     metadata: tuple[tuple[str, str], ...] = ()
     if isinstance(error, OverloadedError):
