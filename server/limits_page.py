@@ -46,6 +46,7 @@ FIXED: tuple[tuple[str, str, str], ...] = (
     ("server.http.requests", "_MOST_PARTS", "parts of a message over HTTP"),
     ("server.operations", "_MOST_VARIANTS", "variants"),
     ("server.rpc.chains", "_LONGEST", "characters of a chain that is sent to a running server"),
+    ("server.rpc.server", "_UNCOUNTED_CALLS", "calls of health beside `max_calls`"),
     ("server.rpc.open_inference", "_MOST_AT_A_TIME", "open requests of a `ModelStreamInfer`"),
     ("server.shadowing", "_MOST_AT_A_TIME", "answers that a candidate is judged on at a time"),
     ("server.shadowing", "_LONGEST_S", "seconds for each of them"),
@@ -65,7 +66,7 @@ HTTP 429 with `Retry-After`; for lengths `INVALID_ARGUMENT`.
 _CONNECTIONS = """## Connections, each listener by itself
 
 Whoever takes too long loses its connection. Too much metadata: `RESOURCE_EXHAUSTED`, over HTTP 431.
-gRPC refuses calls beyond `max_calls` itself, without saying how long to wait.
+Calls beyond `max_calls`: `RESOURCE_EXHAUSTED` with push-back, 429 with `Retry-After`.
 """
 
 

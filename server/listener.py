@@ -10,7 +10,7 @@ import contextlib
 import functools
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -41,8 +41,7 @@ class HttpListener:
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             application,
-            # uvicorn takes whatever makes a protocol.
-            http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]
+            http="h11",
             loop="none",
             ws="none",
             lifespan="off",
@@ -56,7 +55,7 @@ class HttpListener:
             server_header=False,
         )
         config.load()
-        self._server = _QuietServer(config, context, limits.header_s)
+        self._server = _QuietServer(config, limits, context)
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -72,29 +71,30 @@ class HttpListener:
 
 
 class _QuietServer(uvicorn.Server):
-    """Leaves signals to the application, and hurries handshakes.
+    """Leaves signals to the application, and bounds connections.
 
     Args:
         config: What uvicorn wants to know.
+        limits: Of connections.
         context: Encrypts; it may take another certificate while it runs.
-        handshake_s: Seconds that a handshake may take.
     """
 
     def __init__(
-        self, config: uvicorn.Config, context: ssl.SSLContext | None, handshake_s: float
+        self, config: uvicorn.Config, limits: ConnectionLimits, context: ssl.SSLContext | None
     ) -> None:
         super().__init__(config)
+        self._limits = limits
         self._tls: dict[str, Any] = {}
         if context is not None:
-            self._tls = {"ssl": context, "ssl_handshake_timeout": handshake_s}
+            self._tls = {"ssl": context, "ssl_handshake_timeout": limits.header_s}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on the sockets."""
         await self.lifespan.startup()
         loop = asyncio.get_running_loop()
-        protocol: Callable[..., Any] = self.config.http_protocol_class
         make = functools.partial(
-            protocol,
+            Connection,
+            limits=self._limits,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,

@@ -236,7 +236,7 @@ class TransportSection(Section):
         ge=1,
         le=1_000_000,
         description="Calls of one listener at a time, over all connections; further ones are "
-        "refused with RESOURCE_EXHAUSTED, over HTTP with 429.",
+        "refused with RESOURCE_EXHAUSTED, over HTTP with 429. Health is not counted.",
     )
     max_metadata_bytes: ByteSize = Field(
         default=ByteSize(16 << 10),

@@ -14,8 +14,8 @@ import grpc
 from server.access import Access, Right
 from server.errors import RequestError
 from server.rpc.caller import CLIENT
-from server.rpc.handlers import text_of, with_behaviour
-from server.rpc.status import CODES
+from server.rpc.handlers import text_of
+from server.rpc.status import refusing
 
 _OURS = "/inference_unlimited.v1.Inference/"
 _ADMIN = "/inference_unlimited.v1.Admin/"
@@ -77,19 +77,10 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             presented = authorization(handler_call_details.invocation_metadata)
             CLIENT.set(self._access.client(presented, right))
         except RequestError as error:
-            return _refusing(handler, error)
+            return refusing(handler, error)
         return handler
 
 
 def authorization(metadata: Any) -> str | None:
     """The metadata of this name; the first of several."""
     return text_of(metadata, "authorization")
-
-
-def _refusing(handler: Any, error: RequestError) -> Any:
-    """A handler of the same kind that ends every call with the error."""
-
-    async def refuse(_: Any, context: Any) -> None:
-        await context.abort(CODES[error.status], str(error))
-
-    return with_behaviour(handler, refuse)

@@ -26,6 +26,7 @@ from server.core import Core
 from server.errors import ListenError
 from server.rpc import health
 from server.rpc.admin import AdminService
+from server.rpc.bound import Bound
 from server.rpc.decoding import StrictHandlers
 from server.rpc.guard import Guard
 from server.rpc.open_inference import OpenInferenceService
@@ -37,6 +38,7 @@ ADMIN_SERVICE_NAME = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 OPEN_SERVICE_NAME = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 _MIB = 1 << 20
+_UNCOUNTED_CALLS = 1024
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 64 * _MIB),
@@ -59,7 +61,7 @@ class TransportLimits:
 
     Attributes:
         max_streams: Of one connection.
-        max_calls: Of all connections together, health's watches included.
+        max_calls: Of all connections together, health's apart.
         max_connections: A further one is closed at once.
         max_metadata_bytes: Of one call.
         handshake_s: Seconds for TLS and the first words of HTTP/2.
@@ -119,14 +121,16 @@ def create_server(
         ListenError: The address cannot be listened on.
     """
     largest = ("grpc.max_receive_message_length", core.limits.largest_message_bytes)
-    guard = Guard(access) if access is not None and not access.is_open else None
-    # The first is the outermost: what is refused has an id and a span, too.
-    interceptors = [one for one in (RequestIds(), tracing, guard) if one is not None]
     limits = limits or TransportLimits()
+    guard = Guard(access) if access is not None and not access.is_open else None
+    # The first is the outermost: what is refused has an id and a span, too; and whoever may not ask
+    # is told so before it counts.
+    around = (RequestIds(), tracing, guard, Bound(limits.max_calls))
     server = grpc.aio.server(
         options=(*_OPTIONS, *limits.options(), largest),
-        interceptors=interceptors,
-        maximum_concurrent_rpcs=limits.max_calls,
+        interceptors=[one for one in around if one is not None],
+        # gRPC's own bound does not say when to come back: it is for what ours does not count.
+        maximum_concurrent_rpcs=limits.max_calls + _UNCOUNTED_CALLS,
     )
     strict = StrictHandlers(server)
     pb_grpc.add_InferenceServicer_to_server(  # type: ignore[no-untyped-call]

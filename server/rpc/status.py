@@ -11,6 +11,7 @@ import grpc
 
 from server.core import Core
 from server.errors import OverloadedError, RequestError, Status
+from server.rpc.handlers import with_behaviour
 
 CODES: dict[Status, grpc.StatusCode] = {
     Status.CANCELLED: grpc.StatusCode.CANCELLED,
@@ -55,6 +56,15 @@ async def send(context: Any, message: Any) -> None:
         await context.write(message)
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from None
+
+
+def refusing(handler: Any, error: RequestError) -> Any:
+    """A handler of the same kind that ends every call with the error."""
+
+    async def refuse(_: Any, context: Any) -> None:
+        await _abort(context, error)
+
+    return with_behaviour(handler, refuse)
 
 
 async def _abort(context: Any, error: RequestError) -> NoReturn:

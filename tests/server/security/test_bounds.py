@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
@@ -134,6 +135,9 @@ async def test_calls_are_bounded_in_all(bench: Bench, listen: Listen) -> None:
         error = await refusal(other)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
         assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert pushback(error) == 1000
+        health = health_pb2_grpc.HealthStub(other)
+        await health.Check(health_pb2.HealthCheckRequest())
         bench.engine.gate.release(100)
         assert [(await post).status_code for post in posts] == [200, 200]
         assert all([(await call).text for call in calls])
