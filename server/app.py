@@ -177,8 +177,8 @@ class App:
         return self._alive and self._engine.alive()
 
     def serving(self) -> bool:
-        """Whether the default variant takes requests."""
-        return self._serves(self._variants.views[0])
+        """Whether routed traffic is answered, by whichever variant takes it."""
+        return self._serves(self._core.routed_variant())
 
     def draining(self) -> bool:
         """Whether the server is on its way out."""

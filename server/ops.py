@@ -1,6 +1,6 @@
 """What operators may ask over HTTP, apart from the API: metrics and health.
 
-Owns the routes. ``/livez``: process and engine answer. ``/healthz``: the default variant serves.
+Owns the routes. ``/livez``: process and engine answer. ``/healthz``: routed traffic is answered.
 ``/readyz``: every configured variant was once ready or failed. Knows nothing of how these come
 about.
 """
@@ -27,7 +27,7 @@ class Health(Protocol):
         ...
 
     def serving(self) -> bool:
-        """Whether the default variant takes requests."""
+        """Whether routed traffic is answered."""
         ...
 
     def draining(self) -> bool:
@@ -55,7 +55,7 @@ def routes(registry: CollectorRegistry, health: Health) -> Starlette:
         return _answer(health.alive(), "alive", "the engine does not answer")
 
     async def healthz(_: Request) -> Response:
-        return _answer(health.serving(), "serving", "the default variant does not serve")
+        return _answer(health.serving(), "serving", "no variant that takes routed traffic serves")
 
     async def readyz(_: Request) -> Response:
         is_ready = health.settled() and not health.draining()

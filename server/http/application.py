@@ -27,6 +27,7 @@ from server.errors import InvalidRequestError, RequestError, Status, UnknownVari
 from server.http.errors import CODES, error_body, refusal
 from server.http.requests import chat_request, completion_request
 from server.http.responses import CHAT, COMPLETION, Choice, Kind, Usages
+from server.json_request import parse
 from server.routing import ROUTED
 
 _Method = Callable[[Any, float], Coroutine[Any, Any, Response]]
@@ -98,7 +99,7 @@ class OpenAI:
         return JSONResponse(self._model_object(name))
 
     def _model_object(self, name: str) -> dict[str, Any]:
-        view = self._core.variant("" if name == ROUTED else name)
+        view = self._core.routed_variant() if name == ROUTED else self._core.variant(name)
         return {
             "id": name,
             "object": "model",
@@ -120,7 +121,7 @@ class OpenAI:
             if len(body) > most:
                 raise InvalidRequestError("body", f"has more than {most} bytes", "send less")
         try:
-            return json.loads(body)
+            return parse(body.decode())
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError("body", f"is no valid JSON: {error}", "correct it") from error
 
