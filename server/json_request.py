@@ -173,6 +173,19 @@ class JsonSampling(JsonRequest):
         return one or other
 
 
+def parse(text: str) -> Any:
+    """What JSON holds, if all its texts can be written in UTF-8.
+
+    Raises:
+        ValueError: It is none, or a text holds half of a surrogate pair.
+        RecursionError: It is nested too deeply.
+    """
+    content = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
 def read(kind: type[_Request], content: Any, *, where: str = "") -> _Request:
     """Read an object.
 
