@@ -104,7 +104,7 @@ class Output:
     """One step's share of one choice; ``finish`` is set in a choice's last one only.
 
     ``scored`` are tokens of the prompt with their log-probabilities, in the first outputs;
-    ``variant`` is who answers.
+    ``variant`` is who answers; ``prompt_tokens`` is how long the prompt was.
     """
 
     text: str
@@ -113,3 +113,4 @@ class Output:
     choice: int = 0
     scored: Sequence[Token] = ()
     variant: str = ""
+    prompt_tokens: int = 0

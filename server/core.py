@@ -209,6 +209,10 @@ class Core:
         """
         return self._selection.named(name)
 
+    def routed_variant(self) -> VariantView:
+        """The variant that most of what is routed goes to now; ready if any of them is."""
+        return self._selection.likeliest()
+
     def variants(self) -> list[VariantView]:
         """All variants, in the order of the config."""
         return [self._selection.named(name) for name in self._catalog.names()]

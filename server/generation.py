@@ -163,7 +163,15 @@ class Generation:
         scored: Sequence[Token],
         finish: Finish | None = None,
     ) -> Output:
-        return Output(text, tokens, finish, self._choice, scored, self._serving.name)
+        return Output(
+            text,
+            tokens,
+            finish,
+            self._choice,
+            scored,
+            variant=self._serving.name,
+            prompt_tokens=len(self._submit.prompt),
+        )
 
 
 def _ends_with_stop_token(step: Step) -> bool:

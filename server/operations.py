@@ -132,6 +132,11 @@ class Operations:
         async for view in self._views(name, changed):
             yield view
 
+    def is_ready(self, name: str) -> bool:
+        """Whether there is a variant of this name that serves."""
+        view = self._variants.get(name)
+        return view is not None and view.state is VariantState.READY
+
     async def unload(self, name: str) -> None:
         """Unload a variant once the requests that it has have ended.
 

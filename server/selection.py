@@ -56,15 +56,19 @@ class Selection:
         """The variant for a generation: the named one, or by ``traffic`` among those ready."""
         if name or not self._catalog.traffic:
             return self.named(name)
-        views = [self.named(candidate) for candidate in self._catalog.traffic]
-        ready = {view.name for view in views if view.state is VariantState.READY}
+        return self.named(choose(self._weights(), key, self._draw) or "")
+
+    def likeliest(self) -> VariantView:
+        """The variant that most of what is routed goes to now; ready if any of them is."""
+        weights = self._weights()
+        return self.named(max(weights, key=weights.__getitem__, default=""))
+
+    def _weights(self) -> dict[str, float]:
+        """Of those that take routed traffic and are ready."""
+        takers = {name: weight for name, weight in self._catalog.traffic.items() if weight > 0}
+        ready = {name for name in takers if self.named(name).state is VariantState.READY}
         # While none is ready the weights still say whose state is worth telling.
-        weights = {
-            candidate: weight
-            for candidate, weight in self._catalog.traffic.items()
-            if candidate in ready or not ready
-        }
-        return self.named(choose(weights, key, self._draw) or "")
+        return {name: takers[name] for name in ready or takers}
 
 
 def require_serving(view: VariantView) -> Serving:

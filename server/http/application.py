@@ -107,7 +107,7 @@ class OpenAI:
         return JSONResponse(self._model_object(name))
 
     def _model_object(self, name: str) -> dict[str, Any]:
-        view = self._core.variant("" if name == ROUTED else name)
+        view = self._core.routed_variant() if name == ROUTED else self._core.variant(name)
         return {
             "id": name,
             "object": "model",

@@ -31,6 +31,16 @@ FLAGS: Mapping[str, str] = {
 }
 """Which input asks for which output besides ``text_output``."""
 
+INPUTS: Mapping[str, str] = {
+    "text_input": "BYTES",
+    "stream": "BOOL",
+    "sampling_parameters": "BYTES",
+    "exclude_input_in_output": "BOOL",
+    **dict.fromkeys(FLAGS, "BOOL"),
+}
+"""The datatype of each input, besides those of sampling."""
+
+_MOST_ENTRIES = 64  # more than there are names
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 # What Triton's client library always sends, and only these values mean nothing.
 _OF_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
@@ -68,26 +78,36 @@ def infer_call(
         RequestError: A field is wrong.
     """
     check_version(request.model_version)
+    for field in ("inputs", "outputs", "parameters"):
+        if (count := len(getattr(request, field))) > _MOST_ENTRIES:
+            raise InvalidRequestError(
+                field, f"has {count} entries, and may have {_MOST_ENTRIES}", "send what is known"
+            )
     inputs = dict(single_elements(request))
     parameters = {name: _value(value) for name, value in request.parameters.items()}
+    if both := sorted(set(inputs) & set(parameters)):
+        raise InvalidRequestError(
+            f"parameters.{both[0][:64]}", "is set beside the input of this name", "send one of them"
+        )
     text = inputs.pop("text_input", None)
     if not isinstance(text, str):
         raise InvalidRequestError(
             "inputs", "have no text_input of datatype BYTES", "send the prompt in it"
         )
-    streams = bool(inputs.pop("stream", False))
+    streams = _flag(inputs, "stream", unset=False)
     # As Triton's vLLM backend: a whole answer begins with its prompt unless told otherwise.
-    echo = not inputs.pop("exclude_input_in_output", streams)
+    echo = not _flag(inputs, "exclude_input_in_output", unset=streams)
     if echo and streams:
         raise InvalidRequestError(
             "exclude_input_in_output", "cannot be false in a stream", "leave it out"
         )
-    wanted = {output for flag, output in FLAGS.items() if inputs.pop(flag, False)}
+    wanted = {output for flag, output in FLAGS.items() if _flag(inputs, flag, unset=False)}
     outputs = _outputs(request, wanted)
-    empty_final = bool(parameters.pop(_EMPTY_FINAL, False))
+    empty_final = _flag(parameters, _EMPTY_FINAL, unset=False, where="parameters")
     timeout_s = _timeout_s(parameters)
-    if any(parameters.pop(name, 0) for name in _OF_SEQUENCES):
-        raise InvalidRequestError("parameters.sequence_id", "is not served", "leave it out")
+    for name in _OF_SEQUENCES:
+        if parameters.pop(name, 0):
+            raise InvalidRequestError(f"parameters.{name}", "is not served", "leave it out")
     sampling = _sampling(inputs, parameters)
     ends = [limit for limit in (remaining_s, timeout_s) if limit is not None]
     call = GenerateCall(
@@ -127,21 +147,33 @@ def _sampling(inputs: dict[str, Any], parameters: dict[str, Any]) -> JsonSamplin
     """From ``sampling_parameters``, then inputs and parameters of the same names."""
     written = inputs.pop("sampling_parameters", "{}")
     if not isinstance(written, str):
-        raise InvalidRequestError("sampling_parameters", "is no text", "send a JSON object")
+        raise InvalidRequestError(
+            "inputs.sampling_parameters", "is not of datatype BYTES", "send a JSON object in it"
+        )
     content = read_json("sampling_parameters", written)
     if not isinstance(content, dict):
         raise InvalidRequestError("sampling_parameters", "is no object", "send a JSON object")
-    for name in (*inputs, *parameters):
-        if name not in JsonSampling.model_fields:
-            known = "text_input, stream, sampling_parameters"
-            raise InvalidRequestError(
-                f"inputs.{name[:64]}", "is not known", f"send {known} or names of sampling"
-            )
+    for where, given in (("inputs", inputs), ("parameters", parameters)):
+        for name in given:
+            if name not in JsonSampling.model_fields:
+                known = ", ".join(INPUTS)
+                raise InvalidRequestError(
+                    f"{where}.{name[:64]}",
+                    "is not known",
+                    f"the inputs are {known} and the names of sampling",
+                )
     return read(JsonSampling, {**content, **parameters, **inputs}, where="sampling_parameters")
 
 
 def _outputs(request: oip.ModelInferRequest, wanted: set[str]) -> frozenset[str]:
     known = {"text_output", *FLAGS.values()}
+    for output in request.outputs:
+        for name in output.parameters:
+            raise InvalidRequestError(
+                f"outputs.{output.name[:64]}.parameters.{name[:64]}",
+                "is not served",
+                "leave it out; outputs come in the response",
+            )
     asked = {output.name for output in request.outputs}
     if unknown := sorted(asked - known):
         raise InvalidRequestError(
@@ -153,9 +185,19 @@ def _outputs(request: oip.ModelInferRequest, wanted: set[str]) -> frozenset[str]
 def _timeout_s(parameters: dict[str, Any]) -> float | None:
     """Seconds of Triton's ``timeout``, which is in microseconds; 0 is none."""
     microseconds = parameters.pop("timeout", 0)
-    if not isinstance(microseconds, int) or microseconds < 0:
-        raise InvalidRequestError("parameters.timeout", "is no number", "send microseconds")
+    if isinstance(microseconds, bool) or not isinstance(microseconds, int) or microseconds < 0:
+        raise InvalidRequestError(
+            "parameters.timeout", "is no whole number of microseconds", "send one of 0 or more"
+        )
     return microseconds / 1e6 if microseconds else None
+
+
+def _flag(values: dict[str, Any], name: str, *, unset: bool, where: str = "inputs") -> bool:
+    """Take a flag out of the values."""
+    value = values.pop(name, unset)
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"{where}.{name}", "is no boolean", "send it as one")
+    return value
 
 
 def _value(parameter: oip.InferParameter) -> Any:

@@ -139,7 +139,7 @@ def create_server(
     oip_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
         OpenInferenceService(
             core,
-            lambda: health_service.is_serving(""),
+            health_service.is_serving,
             None if admin is None else admin.operations,
         ),
         strict,

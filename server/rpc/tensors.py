@@ -36,6 +36,9 @@ _DATATYPES: Mapping[str, _Datatype] = {
     "BYTES": _Datatype("bytes_contents", ""),
 }
 
+# How MLServer's clients say that bytes are a text, which here they always are.
+_IGNORED = frozenset({"content_type"})
+
 
 def single_elements(request: oip.ModelInferRequest) -> Iterator[tuple[str, Any]]:
     """The name and the one element of each input; bytes are texts in UTF-8.
@@ -50,8 +53,13 @@ def single_elements(request: oip.ModelInferRequest) -> Iterator[tuple[str, Any]]
             f"has {len(raw)} entries for {len(request.inputs)} inputs",
             "send one for each input, or none",
         )
+    names: set[str] = set()
     for index, tensor in enumerate(request.inputs):
         field = f"inputs[{index}] ({tensor.name[:64]})"
+        if tensor.name in names:
+            raise InvalidRequestError(field, "is there twice", "send each input once")
+        names.add(tensor.name)
+        _check_form(tensor, field, raw=bool(raw))
         datatype = _DATATYPES.get(tensor.datatype)
         if datatype is None:
             known = ", ".join(_DATATYPES)
@@ -86,6 +94,19 @@ def add_output(
         )
 
 
+def _check_form(tensor: oip.ModelInferRequest.InferInputTensor, field: str, *, raw: bool) -> None:
+    """Refuse elements that lie elsewhere than where they are looked for."""
+    for name in tensor.parameters:
+        if name not in _IGNORED:
+            raise InvalidRequestError(
+                f"{field}.parameters.{name[:64]}", "is not served", "send the element itself"
+            )
+    if raw and tensor.HasField("contents"):
+        raise InvalidRequestError(
+            f"{field}.contents", "is set beside raw_input_contents", "send one of them"
+        )
+
+
 def _unpacked(raw: bytes, datatype: _Datatype) -> Any:
     if datatype.layout:
         if len(raw) != struct.calcsize(f"<{datatype.layout}"):
@@ -98,7 +119,14 @@ def _unpacked(raw: bytes, datatype: _Datatype) -> Any:
 
 def _typed(contents: oip.InferTensorContents, datatype: _Datatype) -> Any:
     values = getattr(contents, datatype.field)
-    return values[0] if len(values) == 1 else None
+    if len(values) != 1:
+        return None
+    if datatype.layout:
+        try:  # narrow integers travel in wider fields
+            struct.pack(datatype.layout, values[0])
+        except struct.error:
+            return None
+    return values[0]
 
 
 def _text(element: bytes, field: str) -> str:
