@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -330,3 +331,32 @@ async def test_bodies_are_bounded(bench: Bench, listen: Listen) -> None:
             await stub.Complete(pb.GenerateRequest(text=" " * (most + 1)))
         assert caught.value.code() is Code.RESOURCE_EXHAUSTED
     assert not bench.engine.submits
+
+
+async def test_one_token_leaves_places_to_another(
+    bench: Bench, listen: Listen, tmp_path: Path
+) -> None:
+    """Whoever floods is refused while there are places, and the other one gets them."""
+    secrets = {"flood": "f" * 16, "modest": "m" * 16}
+    for client, secret in secrets.items():
+        (tmp_path / client).write_text(secret)
+    tokens = [{"client": client, "file": str(tmp_path / client)} for client in secrets]
+    listeners = await listen(tokens=tokens)
+    bench.core._intake._admission._clients = len(tokens)
+    gate = bench.engine.gate = threading.Semaphore(0)
+
+    def ask(client: httpx.AsyncClient, name: str) -> asyncio.Task[httpx.Response]:
+        headers = {"Authorization": f"Bearer {secrets[name]}"}
+        return asyncio.create_task(client.post("/v1/completions", json=PROMPT, headers=headers))
+
+    async with http(listeners) as client:
+        flood = [ask(client, "flood") for _ in range(8)]
+        await bench.until(lambda: sum(task.done() for task in flood) == 3)
+        refused = [task.result() for task in flood if task.done()]
+        modest = ask(client, "modest")
+        await bench.until(lambda: len(bench.engine.submits) == 6)  # of six places
+        gate.release(1000)
+        assert (await modest).status_code == 200
+        assert [answer.status_code for answer in refused] == [429] * 3
+        assert "are kept for others" in refused[0].json()["error"]["message"]
+        assert [(await task).status_code for task in flood].count(200) == 5
