@@ -408,7 +408,7 @@ def test_sigterm_during_a_load_ends_cleanly(
     with grpc.insecure_channel(server.target) as channel:
         admin = admin_pb2_grpc.AdminStub(channel)
         call = pb.LoadVariantRequest(name="new", chain_json=chain)
-        stream = admin.LoadVariant(call, timeout=120)
+        stream = admin.LoadVariant(call, timeout=300)
         if moment == "building":
             while next(stream).progress.stage != "quantize":
                 pass
