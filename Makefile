@@ -19,6 +19,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OPTIMUM_VENV := .venv-optimum
+TRITON_VENV := .venv-triton
+TRITON_STAMP := $(TRITON_VENV)/.stamp
 PROMETHEUS := build/debian/usr/bin/prometheus
 CHROMIUM := build/debian/chromium
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -63,8 +65,8 @@ fmt: $(STAMP) ## Format the code and fix what can be fixed.
 test-slow: $(STAMP) ## Run the heavier proofs.
 	$(BIN)/python -m pytest -m slow
 
-test-system: $(STAMP) $(PROMETHEUS) $(CHROMIUM) ## Test with a real Prometheus and a real browser (Debian's); QUICK=1 for the quick part.
-	PATH="$(abspath $(dir $(PROMETHEUS))):$$PATH" \
+test-system: $(STAMP) $(PROMETHEUS) $(CHROMIUM) $(TRITON_STAMP) ## Test with a real Prometheus, a browser (Debian's) and Triton's client; QUICK=1 for the quick part.
+	PATH="$(abspath $(dir $(PROMETHEUS))):$$PATH" TRITON_PYTHON=$(abspath $(TRITON_VENV))/bin/python \
 		$(BIN)/python -m pytest tests/system -m '$(if $(QUICK),system and not slow,system)'
 
 # Unpacked, not installed: nothing is started as a service, and root is needed only for fresh lists.
@@ -73,6 +75,12 @@ $(PROMETHEUS):
 	cd build/debian && { apt-get download prometheus || \
 		{ $(if $(filter 0,$(shell id -u)),,sudo )apt-get update && apt-get download prometheus; }; }
 	dpkg-deb -x build/debian/prometheus_*.deb build/debian
+	@touch $@
+
+# Its client registers the same protobuf symbols as our stubs.
+$(TRITON_STAMP): tests/system/triton-requirements.txt
+	test -x $(TRITON_VENV)/bin/python || $(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
 # Installed, since it stands on dozens of libraries; nothing is done where a browser is there.
@@ -120,5 +128,5 @@ image: ## Build the container image.
 	$(DOCKER) build --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) -t inference-unlimited .
 
 clean: ## Remove environments, caches and results of builds; the artifact store stays.
-	rm -rf $(VENV) $(OPTIMUM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) $(OPTIMUM_VENV) $(TRITON_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 		.hypothesis .coverage* .import_linter_cache

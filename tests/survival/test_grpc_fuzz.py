@@ -7,6 +7,7 @@ and the counters know of every answer.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from protos import admin_pb2, inference_pb2, open_inference_pb2
 from tests.survival.conftest import Survivor
 from tests.survival.messages import broken, messages
 
+CASES = int(os.environ.get("FUZZ_CASES", "10000"))  # of the slow test
 LIMIT_S = 60.0  # of a call; it ends long before
 FILES = (inference_pb2, open_inference_pb2, admin_pb2)
 METHODS: Sequence[MethodDescriptor] = [
@@ -219,7 +221,7 @@ def test_random_messages_end_well(survivor: Survivor, channel: grpc.Channel) -> 
 @pytest.mark.timeout(7200)
 def test_ten_thousand_random_messages_end_well(survivor: Survivor, channel: grpc.Channel) -> None:
     """The same, for long."""
-    fuzz(survivor, channel, 10_000)
+    fuzz(survivor, channel, CASES)
 
 
 def test_every_method_is_drawn_from_its_descriptor(

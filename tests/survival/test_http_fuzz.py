@@ -6,6 +6,7 @@ Never a status of 500 for what a caller sent, never an answer without an end, ne
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from server.http.openapi import document
 from tests.survival.conftest import Survivor
 from tests.survival.messages import WORDS
 
+CASES = int(os.environ.get("FUZZ_CASES", "10000"))  # of the slow test
 LIMIT_S = 60.0
 PATHS = ("/v1/completions", "/v1/chat/completions")
 VALID: dict[str, dict[str, Any]] = {
@@ -125,7 +127,7 @@ def test_random_requests_end_well(survivor: Survivor, client: httpx.Client) -> N
 @pytest.mark.timeout(7200)
 def test_ten_thousand_random_requests_end_well(survivor: Survivor, client: httpx.Client) -> None:
     """The same, for long."""
-    fuzz(survivor, client, 10_000)
+    fuzz(survivor, client, CASES)
 
 
 @pytest.mark.parametrize(
