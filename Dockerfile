@@ -34,7 +34,7 @@ ENV PATH=/venv/bin:$PATH \
 USER 10001:10001
 WORKDIR /var/lib/inference-unlimited
 VOLUME /var/lib/inference-unlimited
-EXPOSE 50051 9464
+EXPOSE 50051 8000 9464
 # Healthy once the default variant serves; a first start builds it.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10m --retries=3 \
     CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9464/healthz', timeout=2)"]

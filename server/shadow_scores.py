@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from server.engine.messages import Recorded, Token
 
-_LEAST = 1e-12  # mass that rounding leaves where there is none
+# Masses are added up from single precision: a smaller remainder is rounding, and one of the
+# candidate's that is taken for less than it is would break the bound.
+_LEAST = 1e-6
 # What a candidate excludes outright would make sums infinite for ever; a bound stays one when it
 # is given a little.
 _LOWEST = -100.0

@@ -59,7 +59,7 @@ def samples(server: ServerProcess) -> dict[tuple[str, ...], float]:
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             labels = {k: v for k, v in sample.labels.items() if k not in {"model", "variant"}}
-            key = (sample.name, sample.labels["variant"], *labels.values())
+            key = (sample.name, sample.labels.get("variant", ""), *labels.values())
             found[key] = sample.value
     return found
 

@@ -179,6 +179,7 @@ def scene(manifest: Manifest) -> Callable[..., Scene]:
                 session=stored.artifact,
                 rebuild=None,
                 tokenizer="tokenizer",
+                template=None,
                 limits=LIMITS,
                 load_s=0.0,
                 warm_up_s=0.0,

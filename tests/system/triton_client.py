@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ def stream(client: triton.InferenceServerClient) -> Any:
         "empty_finals": empty_finals,
         "errors": errors,
         "left": answers.qsize(),
-        "changes": sum(a != b for a, b in zip(order, order[1:], strict=False)),
+        "changes": sum(a != b for a, b in pairwise(order)),
     }
 
 
@@ -203,7 +204,9 @@ def cancel(client: triton.InferenceServerClient) -> Any:
     time.sleep(0.2)
     left = [answers.get_nowait() for _ in range(answers.qsize())]
     context = client.async_infer(
-        "baseline", inputs(PROMPT, LONG), callback=lambda result, error: answers.put((result, error))
+        "baseline",
+        inputs(PROMPT, LONG),
+        callback=lambda result, error: answers.put((result, error)),
     )
     time.sleep(0.3)
     context.cancel()

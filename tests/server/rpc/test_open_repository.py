@@ -92,6 +92,7 @@ async def stub(
         allowed=Allowed(),
         chains={"int8": [{"quantize": {"bits": 8}}]},
         budgets={},
+        budget=lambda _: None,
         added=lambda _: None,
     )
     admin = AdminService(bench.core, operations, Comparer(lambda _: None))
