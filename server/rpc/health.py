@@ -64,12 +64,13 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """The status now and whenever it changes."""
         sent: int | None = None
         while True:
-            changed = self._changed
+            # Read together: what changes while the status is written is told in the next turn.
+            changed, closed = self._changed, self._closed
             status = self._status(request.service)
             if status != sent:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 sent = status
-            if self._closed:
+            if closed:
                 return
             await changed.wait()
 

@@ -76,6 +76,23 @@ async def test_closing_tells_watchers_and_ends_their_streams(
     assert await asyncio.wait_for(watch.read(), 5) == grpc.aio.EOF
 
 
+async def test_a_close_while_a_status_is_written_is_told_too(health: HealthService) -> None:
+    """The status that a closing server sends is never swallowed by the one under way."""
+
+    class ClosesMidway:
+        def __init__(self) -> None:
+            self.told: list[int] = []
+
+        async def write(self, answer: health_pb2.HealthCheckResponse) -> None:
+            self.told.append(answer.status)
+            health.close()
+
+    health.set("", serving=True)
+    context = ClosesMidway()
+    await asyncio.wait_for(health.Watch(asked(""), context), 5)
+    assert context.told == [Serving.SERVING, Serving.NOT_SERVING]
+
+
 async def test_reflection_lists_the_services_and_describes_ours(
     channel: grpc.aio.Channel,
 ) -> None:
