@@ -21,6 +21,8 @@ STAMP := $(VENV)/.installed
 OPTIMUM_VENV := .venv-optimum
 TRITON_VENV := .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.stamp
+NODE_MODULES := tests/system/javascript/node_modules
+NODE_STAMP := $(NODE_MODULES)/.stamp
 PROMETHEUS := build/debian/usr/bin/prometheus
 CHROMIUM := build/debian/chromium
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -65,7 +67,7 @@ fmt: $(STAMP) ## Format the code and fix what can be fixed.
 test-slow: $(STAMP) ## Run the heavier proofs.
 	$(BIN)/python -m pytest -m slow
 
-test-system: $(STAMP) $(PROMETHEUS) $(CHROMIUM) $(TRITON_STAMP) ## Test with a real Prometheus, a browser (Debian's) and Triton's client; QUICK=1 for the quick part.
+test-system: $(STAMP) $(PROMETHEUS) $(CHROMIUM) $(TRITON_STAMP) $(NODE_STAMP) ## Test with a real Prometheus, a browser, Triton's client and one in JavaScript; QUICK=1 for the quick part.
 	PATH="$(abspath $(dir $(PROMETHEUS))):$$PATH" TRITON_PYTHON=$(abspath $(TRITON_VENV))/bin/python \
 		$(BIN)/python -m pytest tests/system -m '$(if $(QUICK),system and not slow,system)'
 
@@ -81,6 +83,15 @@ $(PROMETHEUS):
 $(TRITON_STAMP): tests/system/triton-requirements.txt
 	test -x $(TRITON_VENV)/bin/python || $(PYTHON) -m venv $(TRITON_VENV)
 	$(TRITON_VENV)/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+# Node and npm are Debian's where there are none. No package needs its install scripts.
+$(NODE_STAMP): tests/system/javascript/package.json
+	command -v node >/dev/null && command -v npm >/dev/null || { \
+		root="$(if $(filter 0,$(shell id -u)),,sudo)"; \
+		install="$$root apt-get install --yes --no-install-recommends nodejs npm"; \
+		$$install || { $$root apt-get update && $$install; }; }
+	cd $(<D) && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 # Installed, since it stands on dozens of libraries; nothing is done where a browser is there.
@@ -128,5 +139,5 @@ image: ## Build the container image.
 	$(DOCKER) build --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) -t inference-unlimited .
 
 clean: ## Remove environments, caches and results of builds; the artifact store stays.
-	rm -rf $(VENV) $(OPTIMUM_VENV) $(TRITON_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) $(OPTIMUM_VENV) $(TRITON_VENV) $(NODE_MODULES) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 		.hypothesis .coverage* .import_linter_cache

@@ -13,7 +13,7 @@ import pytest
 
 from server.comparison.server_process import ServerProcess
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 
 SCRIPT = Path(__file__).with_name("triton_client.py")
 PROMPT = "def fibonacci(n):"
