@@ -104,7 +104,13 @@ class InferStream:
         response.parameters[_FINAL].bool_param = final
         message = oip.ModelStreamInferResponse(error_message=error, infer_response=response)
         async with self._lock:
-            await send(self._context, message)
+            sending = asyncio.ensure_future(send(self._context, message))
+            try:
+                await asyncio.shield(sending)
+            except asyncio.CancelledError:
+                # A call whose write was given up half way can never be told its status.
+                await asyncio.wait({sending})
+                raise
 
 
 def _too_many() -> OverloadedError:

@@ -54,6 +54,18 @@ async def test_bytes_that_are_no_message_are_refused(
     assert bench.log == []
 
 
+async def test_a_stream_is_told_what_follows_a_request_that_is_being_answered(
+    channel: grpc.aio.Channel,
+) -> None:
+    """The answer on its way stays whole, so that the status can come after it."""
+    method = "/inference.GRPCInferenceService/ModelStreamInfer"
+    for _ in range(30):
+        call: Any = channel.stream_stream(method)(iter([b"", NO_MESSAGES[0]]), timeout=20)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            [each async for each in call]
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_text_that_is_no_utf8_is_refused(channel: grpc.aio.Channel) -> None:
     """Field 2 of a request is its text."""
     method = "/inference_unlimited.v1.Inference/Generate"
