@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from protos import inference_pb2 as pb
+from server.token_gaps import token_gaps_s
 
 OK, LEFT, INTERRUPTED, NO_FINISH = "ok", "left", "interrupted", "no_finish"
 OVERLOADED = "resource_exhausted"
@@ -66,11 +67,8 @@ class Attempt:
 
     @property
     def gaps_s(self) -> tuple[float, ...]:
-        """Seconds before each later token; a message's gap is divided over its tokens."""
-        gaps: list[float] = []
-        for (before, _), (now, count) in zip(self.arrivals, self.arrivals[1:], strict=False):
-            gaps += [(now - before) / count] * count
-        return tuple(gaps)
+        """Seconds before each token after the first message's."""
+        return token_gaps_s(self.arrivals)
 
     @property
     def tokens(self) -> int:

@@ -18,6 +18,7 @@ import grpc
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 from server.errors import ServerError
+from server.token_gaps import token_gaps_s
 
 _REQUEST_S = 1800.0
 _CONNECT_S = 30.0
@@ -52,11 +53,8 @@ class Stream:
 
     @property
     def gaps_s(self) -> tuple[float, ...]:
-        """Seconds before each later token; a message's gap is divided over its tokens."""
-        gaps: list[float] = []
-        for (before, _), (now, count) in zip(self.arrivals, self.arrivals[1:], strict=False):
-            gaps += [(now - before) / count] * count
-        return tuple(gaps)
+        """Seconds before each token after the first message's."""
+        return token_gaps_s(self.arrivals)
 
 
 def decode_rate(streams: Sequence[Stream]) -> float:
