@@ -154,12 +154,10 @@ class _Answer:
         self._kind = kind
         self._calls = calls
         self._usages = Usages()
-        per_prompt = calls[0].sampling.n or 1
-        self._choices = [
-            Choice(kind, index, core.spell, logprobs=logprobs)
-            for index in range(per_prompt * len(calls))
-        ]
-        self._per_prompt = per_prompt
+        self._per_prompt = calls[0].sampling.n or 1
+        self._logprobs = logprobs
+        # Made as they come: what was asked is not judged yet, and nothing may be as large as it.
+        self._choices: dict[int, Choice] = {}
         self._head = {
             "id": f"{kind.id_prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -171,13 +169,13 @@ class _Answer:
         """All at once."""
         async with aclosing(self._outputs()) as outputs:
             async for prompt, output in outputs:
-                self._choices[prompt * self._per_prompt + output.choice].add(output)
+                self._choice(prompt, output).add(output)
         return JSONResponse(
             {
                 **self._head,
                 "object": self._kind.name,
                 "system_fingerprint": self._artifact,
-                "choices": [choice.whole() for choice in self._choices],
+                "choices": [self._choices[index].whole() for index in sorted(self._choices)],
                 "usage": self._usages.message(),
             }
         )
@@ -217,8 +215,15 @@ class _Answer:
         yield _DONE
 
     def _event(self, prompt: int, output: Output) -> str:
-        choice = self._choices[prompt * self._per_prompt + output.choice].chunk(output)
+        choice = self._choice(prompt, output).chunk(output)
         return _data({**self._chunk_head(), "choices": [choice]})
+
+    def _choice(self, prompt: int, output: Output) -> Choice:
+        index = prompt * self._per_prompt + output.choice
+        if index not in self._choices:
+            spell = self._core.spell
+            self._choices[index] = Choice(self._kind, index, spell, logprobs=self._logprobs)
+        return self._choices[index]
 
     def _chunk_head(self) -> dict[str, Any]:
         return {

@@ -32,9 +32,10 @@ class InferAnswer:
     def __init__(self, request: oip.ModelInferRequest, asked: InferCall) -> None:
         self._request = request
         self._asked = asked
-        count = asked.call.sampling.n or 1
-        self._logprobs = [0.0] * count
-        self._unfinished = count
+        self._count = asked.call.sampling.n or 1
+        self._unfinished = self._count
+        # As long as the count only with the first output, which says that it was accepted.
+        self._logprobs: list[float] = []
 
     @property
     def is_whole(self) -> bool:
@@ -44,9 +45,10 @@ class InferAnswer:
     def response(self, outputs: Sequence[Output]) -> oip.ModelInferResponse:
         """What some outputs of the core say, in the order in which they came."""
         response = empty_response(self._request)
-        texts = [""] * len(self._logprobs)
-        reasons = [""] * len(self._logprobs)
-        counts = [0] * len(self._logprobs)
+        self._logprobs = self._logprobs or [0.0] * self._count
+        texts = [""] * self._count
+        reasons = [""] * self._count
+        counts = [0] * self._count
         for output in outputs:
             texts[output.choice] += output.text
             counts[output.choice] += len(output.tokens)

@@ -36,6 +36,12 @@ class Survivor:
         found = _SAMPLE.findall(self.server.get("/metrics")[1])
         return {labels: float(value) for metric, labels, value in found if metric == name}
 
+    def peak_bytes(self) -> int:
+        """The most memory that the process ever held."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+        return int(kilobytes) * 1024
+
     def ended(self) -> Counter[str]:
         """How many requests have ended with each status."""
         counted: Counter[str] = Counter()

@@ -159,3 +159,14 @@ def test_bodies_that_text_handling_stumbles_over(
     response = client.post(path, content=body)
     assert response.status_code == 400, response.text
     assert len(response.text) < 1000
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_number_takes_no_memory_before_it_is_judged(
+    client: httpx.Client, survivor: Survivor, path: str
+) -> None:
+    """Five million choices, of some hundred bytes each."""
+    before = survivor.peak_bytes()
+    response = client.post(path, json={**VALID[path], "n": 5_000_000})
+    assert response.status_code == 400, response.text
+    assert survivor.peak_bytes() - before < 100e6

@@ -484,6 +484,7 @@ def with_text(content: str) -> oip.ModelInferRequest:
         (with_text('{"\\uD800": 1}'), "sampling_parameters: is no valid JSON"),
         (with_text('{"n": 0}'), "sampling.n: "),
         (with_text('{"n": 100}'), "sampling.n: "),
+        (with_text('{"n": 1000000000000000}'), "sampling.n: "),
         (infer(inputs={"temperatur": ("FP32", 1.0)}), "inputs.temperatur: is not known"),
         (infer(parameters={"temperatur": 1.0}), "parameters.temperatur: is not known"),
         (
