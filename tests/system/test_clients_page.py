@@ -38,7 +38,7 @@ def example(server: ServerProcess, language: str, having: str) -> str:
     return (
         str(block)
         .replace("127.0.0.1:50051", server.target)
-        .replace("http://127.0.0.1:8000", server.http_url)
+        .replace("http://127.0.0.1:8000/v1", server.http_url)
     )
 
 
