@@ -32,8 +32,6 @@ _LINE_ENDS = re.compile(rb"[\r\n]+")
 _LEAVE_S = 5.0  # how long a child may take to exit once its stdin is closed
 _LOOK_S = 0.01  # how often a child that is about to exit is looked at
 _LOWEST_PRIORITY = 19
-# A tenth of what another session gets: at 19 a busy machine would leave a build next to nothing.
-_GROUP_PRIORITY = 10
 
 
 class Child:
@@ -61,20 +59,20 @@ class Child:
             stderr=asyncio.subprocess.PIPE,
             limit=_LINE_BYTES,
             env=_environment(threads),
-            # Ctrl-C in a terminal is the server's to answer; the child goes when stdin closes.
-            start_new_session=True,
+            # A group of its own: Ctrl-C in a terminal is the server's to answer, and all that the
+            # child starts can be ended. No session of its own: where Linux shares the processor out
+            # by session, priorities count within one alone. uvloop has no other way to say so.
+            preexec_fn=os.setpgrp,
         )
         return cls(process, variant)
 
     def lower_priority(self) -> None:
-        """Take processor time that nobody else wants, and little of what others want."""
-        # Right after exec the child is one thread, and later ones inherit the priority.
+        """Take processor time that nobody else wants, and give it up at once."""
+        # Right after exec the child is one thread, and later ones inherit what it has.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _LOWEST_PRIORITY)
-        # Where Linux groups processes by session, niceness counts within a session alone, and the
-        # child leads one of its own: what has to give way is the group.
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(_GROUP_PRIORITY))
+            if hasattr(os, "SCHED_IDLE"):
+                os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
 
     async def tell(self, line: str) -> None:
         """Write one line; stdin stays open, since its end is the child's signal to go."""

@@ -26,7 +26,7 @@ from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.store import Store, StoredArtifact
 from server.budget import Budget, OnBreach, prefixes
 from server.catalog import VariantState
-from server.engine.messages import Attach, Command, Detach
+from server.engine.messages import Attach, Command, Detach, GiveWay
 from server.errors import OptimizerError, OverBudgetError, ServerError
 from server.figures import text_digest
 from server.judging import Attempt, Judging
@@ -114,14 +114,14 @@ class Lifecycle:
 
     async def _bring_up_alone(self, name: str) -> None:
         async with self.one_at_a_time:
-            with self._losing_only(name):
+            with self._losing_only(name), self._giving_way():
                 await self._bring_up(name, self.planned[name])
 
     async def _verify_waiting(self, names: Sequence[str]) -> None:
         for name in self._judging.waiting():
             if name not in names:  # whoever brings it up looks after it
                 continue
-            with self._losing_only(name):
+            with self._losing_only(name), self._giving_way():
                 await self._verify(name)
 
     @contextmanager
@@ -134,6 +134,18 @@ class Lifecycle:
         except Exception as error:  # noqa: BLE001 - a bug too is the fault of one variant
             _log.exception("unexpected failure", variant=name)
             self._fail(name, f"Unexpected failure: {type(error).__name__}: {error}")
+
+    @contextmanager
+    def _giving_way(self) -> Iterator[None]:
+        """What is done beside streams takes what they leave, so they must leave a little."""
+        if not self.variants.any_ready:
+            yield
+            return
+        self.post(GiveWay(wanted=True))
+        try:
+            yield
+        finally:
+            self.post(GiveWay(wanted=False))
 
     async def _bring_up(self, name: str, planned: PlannedVariant) -> None:
         for warning in planned.warnings:

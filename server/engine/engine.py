@@ -16,6 +16,7 @@ from typing import assert_never
 
 from artifacts.errors import StepTerminatedError
 from artifacts.session import DecoderSession
+from server.engine.giving_way import GivingWay
 from server.engine.lane import Lane, refusal
 from server.engine.messages import (
     Attach,
@@ -28,6 +29,7 @@ from server.engine.messages import (
     Failed,
     FailureCode,
     Generated,
+    GiveWay,
     Lost,
     Reweigh,
     Submit,
@@ -70,6 +72,7 @@ class Engine:
         observer: Is told of steps and failures; same thread.
         lost: Is told of a variant that could not be loaded again after a failure; same thread.
         clock: Monotonic seconds.
+        pause: Sleeps for some seconds.
         hang_floor_s: No step counts as hanging before it took this long.
     """
 
@@ -80,6 +83,7 @@ class Engine:
         *,
         lost: Lost = lambda variant, reason: None,  # noqa: ARG005 - nobody wants to know
         clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] = time.sleep,
         hang_floor_s: float = 30.0,
     ) -> None:
         self._deliver = deliver
@@ -92,6 +96,7 @@ class Engine:
         self._owners: dict[str, str] = {}  # request -> variant
         self._leaving: dict[str, Detach] = {}  # lanes that go as soon as they are idle
         self._turns = Turns()
+        self._giving_way = GivingWay(clock, pause)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
         self._aborted = False
@@ -154,8 +159,10 @@ class Engine:
             turn = self._turns.next(self._wanting())
             if turn is None:
                 self._receive(block=True)
+                self._giving_way.rested()
             else:
                 self._advance(turn)
+                self._giving_way.stepped()
         for lane in self._lanes.values():
             self._settle(lane, lane.fail_all(FailureCode.UNAVAILABLE, "The server is stopping."))
 
@@ -210,6 +217,8 @@ class Engine:
                 command.gone()
             case Reweigh():
                 self._turns.weigh(command.variant, command.weight)
+            case GiveWay():
+                self._giving_way.wanted = command.wanted
             case _Stop():
                 self._stopping = True
             case _:

@@ -146,7 +146,14 @@ class Reweigh:
     weight: float
 
 
-Command = Submit | Cancel | Attach | Detach | Reweigh
+@dataclass(frozen=True, slots=True)
+class GiveWay:
+    """Leave a little of the processor to work in the background from now on, or no longer."""
+
+    wanted: bool
+
+
+Command = Submit | Cancel | Attach | Detach | Reweigh | GiveWay
 
 
 class FinishReason(StrEnum):

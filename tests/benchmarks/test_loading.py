@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
-from benchmarks.loading import FEWEST, Turn, chains, ratios, turn_of
+from benchmarks.loading import FEWEST, Turn, chains, main, ratios, turn_of
 from server.bench.attempt import Attempt
 
 
@@ -52,3 +55,20 @@ def test_no_two_chains_share_a_beginning() -> None:
     """Or the second one's build would begin in the middle."""
     first = [str(chain[0]) for chain in islice(chains(), 100)]
     assert len(set(first)) == 100
+
+
+@pytest.mark.slow
+def test_the_whole_bench_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With figures that say nothing: both turns, no failure, and each ratio with its verdict."""
+    out = tmp_path / "loading.json"
+    options = "--rounds 1 --seconds 10 --rate 3 --new-tokens 16 --quiet-seconds 0 --out"
+    monkeypatch.setattr(sys, "argv", ["loading", *options.split(), str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    ((before, during),) = json.loads(out.read_text(encoding="utf-8"))["rounds"]
+    assert before["loads"] == 0 < during["loads"]
+    assert min(len(before["gaps_s"]), len(during["gaps_s"])) >= FEWEST
+    assert "at most 1.5: " in capsys.readouterr().out

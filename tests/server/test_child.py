@@ -329,15 +329,16 @@ def test_a_killed_parent_leaves_no_orphan(program: Path) -> None:
         assert gone(child)
 
 
-async def test_a_child_in_the_background_gives_way_as_a_group() -> None:
-    """Niceness counts within a session where Linux groups by it, and the child leads its own."""
+async def test_a_child_in_the_background_gives_way() -> None:
+    """At once, and to its own session: where Linux groups by that, priorities count within one."""
     looks = (
-        "import os, sys; sys.stdin.readline(); print(os.getpriority(os.PRIO_PROCESS, 0)); "
-        "group = '/proc/self/autogroup'; "
-        "print(open(group).read().split()[-1] if os.path.exists(group) else 10)"
+        "import os, sys; sys.stdin.readline(); "
+        "print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), "
+        "os.getsid(0), os.getpgrp() == os.getpid())"
     )
     async with asyncio.timeout(20):
         child = await Child.start((sys.executable, "-c", looks))
         child.lower_priority()
-        assert (await child.ask("look")).split() == [b"19", b"10"]
+        said = (await child.ask("look")).decode().split()
+        assert said == ["19", str(os.SCHED_IDLE), str(os.getsid(0)), "True"]
         await child.end()
