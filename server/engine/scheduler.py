@@ -31,17 +31,24 @@ class Share:
         tokens: How many of its tokens are computed.
         samples: Whether its next token can be drawn after it.
         scored: How many of the tokens' logits score the prompt's next token.
+        drafted: How many of its last tokens are guesses, written behind the known ones.
     """
 
     sequence: Sequence
     tokens: int
     samples: bool
     scored: int = 0
+    drafted: int = 0
 
     @property
     def logits(self) -> int:
         """Of how many of its last tokens the logits are wanted."""
-        return self.tokens if self.scored else int(self.samples)
+        return self.tokens if self.scored else self.sampled
+
+    @property
+    def sampled(self) -> int:
+        """Behind how many of its last tokens a token may be drawn."""
+        return 1 + self.drafted if self.samples else 0
 
 
 class Scheduler:
@@ -114,9 +121,13 @@ class Scheduler:
         return shares
 
     def commit(self, shares: list[Share]) -> None:
-        """Note that the shares have been computed."""
+        """Note that the shares have been computed; what was drafted counts once it is chosen."""
         for share in shares:
-            share.sequence.computed += share.tokens
+            sequence = share.sequence
+            was_short = sequence.computed < sequence.prompt_length
+            sequence.computed += share.tokens - share.drafted
+            if was_short and sequence.computed >= sequence.prompt_length:
+                self.table.computed(sequence.slot, sequence.tokens[: sequence.prompt_length])
 
     def finish(self, sequence: Sequence) -> bool:
         """Take a sequence out, wherever it is.

@@ -1,7 +1,8 @@
 """Who owns which cache slot, what idle slots still remember, and the token budget.
 
 A slot is free (empty), owned (a running sequence) or retained (its sequence ended; the tokens are
-kept for a later prompt that begins alike). Reserved plus retained tokens never exceed the budget;
+kept for a later prompt that begins alike). What begins alike is also copied from running
+sequences, once their prompts are computed. Reserved plus retained tokens never exceed the budget;
 retained ones go first, least recently used first. Pure bookkeeping: knows nothing of memory,
 sessions or requests; whoever calls carries out what an ``Admission`` says.
 """
@@ -15,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.errors import BugError
-
-MIN_PREFIX = 16
-"""Shorter common beginnings (a lone bos, say) are not worth remembering a slot for."""
+from server.engine.prefix_index import BLOCK, PrefixIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,8 @@ class SlotTable:
         self.budget_tokens = budget_tokens
         self._free = list(range(slots))
         self._owned: dict[int, int] = {}  # slot -> reserved tokens
-        self._retained: OrderedDict[int, NDArray[np.int64]] = OrderedDict()  # oldest first
+        self._retained: OrderedDict[int, int] = OrderedDict()  # slot -> tokens, oldest first
+        self._index = PrefixIndex()
 
     @property
     def reserved_tokens(self) -> int:
@@ -55,7 +55,7 @@ class SlotTable:
     @property
     def retained_tokens(self) -> int:
         """Tokens remembered for later prompts."""
-        return sum(len(tokens) for tokens in self._retained.values())
+        return sum(self._retained.values())
 
     @property
     def owned_slots(self) -> int:
@@ -76,23 +76,24 @@ class SlotTable:
             return None
         if not self._free and not self._retained:
             return None
-        source, reused = self._longest_prefix(prompt)
-        if source is not None and self._can_share(source, reused, reserve):
-            slot = self._free.pop(0)
-            self._retained.move_to_end(source)
+        source, reused = self._index.longest(prompt[:-1])
+        if source is not None and self._may_copy(source, reused, reserve):
+            if source in self._retained:
+                self._retained.move_to_end(source)
+            slot, evicted = self._vacant(spare=source)
             self._owned[slot] = reserve
-            return Admission(slot, reused, source, self._shrink(spare=source))
+            return Admission(slot, reused, source, (*evicted, *self._shrink(spare=source)))
         if source is not None:
-            slot = source
-            del self._retained[slot]
-        elif self._free:
-            slot = self._free.pop(0)
-        else:
-            slot, _ = self._retained.popitem(last=False)
-            self._owned[slot] = reserve
-            return Admission(slot, 0, None, (slot, *self._shrink()))
+            self._drop(source)
+            self._owned[source] = reserve
+            return Admission(source, reused, None, self._shrink())
+        slot, evicted = self._vacant()
         self._owned[slot] = reserve
-        return Admission(slot, reused, None, self._shrink())
+        return Admission(slot, 0, None, (*evicted, *self._shrink()))
+
+    def computed(self, slot: int, prompt: NDArray[np.int64]) -> None:
+        """An owner's prompt is computed: others that begin alike may copy it."""
+        self._index.add(slot, prompt)
 
     def retain(self, slot: int, tokens: NDArray[np.int64]) -> bool:
         """End an ownership, remembering the tokens whose cache is computed.
@@ -102,10 +103,11 @@ class SlotTable:
         """
         self._disown(slot)
         spare = self.budget_tokens - self.reserved_tokens - self.retained_tokens
-        if not MIN_PREFIX <= len(tokens) <= spare:
+        if not BLOCK <= len(tokens) <= spare:
             self._put_back(slot)
             return False
-        self._retained[slot] = tokens
+        self._retained[slot] = len(tokens)
+        self._index.add(slot, tokens)
         return True
 
     def free(self, slot: int) -> None:
@@ -119,21 +121,18 @@ class SlotTable:
         Returns:
             The slots forgotten: give their memory back.
         """
-        alike = [
-            slot
-            for slot, retained in self._retained.items()
-            if _common(retained, tokens) >= MIN_PREFIX
-        ]
+        alike = tuple(slot for slot in self._index.alike(tokens) if slot in self._retained)
         for slot in alike:
-            del self._retained[slot]
+            self._drop(slot)
             self._put_back(slot)
-        return tuple(alike)
+        return alike
 
     def clear(self) -> None:
         """Forget everything: the cache is gone."""
         self._free = list(range(self.slots))
         self._owned.clear()
         self._retained.clear()
+        self._index.clear()
 
     def check_integrity(self) -> None:
         """Every slot has exactly one state, and the budget holds.
@@ -147,29 +146,37 @@ class SlotTable:
         if self.reserved_tokens + self.retained_tokens > self.budget_tokens:
             raise BugError("The token budget is exceeded.")
 
-    def _longest_prefix(self, prompt: NDArray[np.int64]) -> tuple[int | None, int]:
-        best: int | None = None
-        longest = MIN_PREFIX - 1
-        for slot, tokens in self._retained.items():
-            if min(len(tokens), len(prompt) - 1) <= longest:
-                continue
-            common = _common(tokens, prompt[:-1])
-            if common > longest:
-                best, longest = slot, common
-        return best, (longest if best is not None else 0)
+    def _may_copy(self, source: int, reused: int, reserve: int) -> bool:
+        """Whether to copy from the source and leave it, rather than take it over.
 
-    def _can_share(self, source: int, reused: int, reserve: int) -> bool:
-        """Whether to copy from the source and leave it for others, rather than take it over."""
-        whole = len(self._retained[source])
+        From a running sequence it can only be copied. What is remembered is left for others where
+        a slot is free and the budget holds both, unless all of it is reused.
+        """
+        if source in self._owned:
+            return True
+        whole = self._retained[source]
         fits = self.reserved_tokens + reserve + whole <= self.budget_tokens
         return bool(self._free) and reused < whole and fits
+
+    def _vacant(self, spare: int | None = None) -> tuple[int, tuple[int, ...]]:
+        """A slot for a new owner, and those forgotten for it."""
+        if self._free:
+            return self._free.pop(0), ()
+        slot = next(slot for slot in self._retained if slot != spare)
+        self._drop(slot)
+        return slot, (slot,)
+
+    def _drop(self, slot: int) -> None:
+        """Remember a slot's tokens no longer."""
+        del self._retained[slot]
+        self._index.remove(slot)
 
     def _shrink(self, spare: int | None = None) -> tuple[int, ...]:
         """Forget the least recently used until the budget holds; returns the slots forgotten."""
         evicted: list[int] = []
         while self.reserved_tokens + self.retained_tokens > self.budget_tokens:
             slot = next(slot for slot in self._retained if slot != spare)
-            del self._retained[slot]
+            self._drop(slot)
             self._put_back(slot)
             evicted.append(slot)
         return tuple(evicted)
@@ -177,15 +184,9 @@ class SlotTable:
     def _disown(self, slot: int) -> None:
         if self._owned.pop(slot, None) is None:
             raise BugError(f"Slot {slot} has no owner to end.")
+        self._index.remove(slot)
 
     def _put_back(self, slot: int) -> None:
         self._free.append(slot)
         # Low slots first: adjacent owners make narrow steps.
         self._free.sort()
-
-
-def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
-    """With how many equal tokens the two begin."""
-    length = min(len(one), len(other))
-    differs = np.flatnonzero(one[:length] != other[:length])
-    return int(differs[0]) if len(differs) else length

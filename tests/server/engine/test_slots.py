@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -14,7 +16,8 @@ from hypothesis.stateful import (
 )
 
 from artifacts.errors import BugError
-from server.engine.slots import MIN_PREFIX, SlotTable
+from server.engine.prefix_index import BLOCK, PrefixIndex
+from server.engine.slots import SlotTable
 
 SLOTS, BUDGET = 4, 200
 
@@ -32,6 +35,7 @@ class Slots(RuleBasedStateMachine):
         self.table = SlotTable(SLOTS, BUDGET)
         self.memory: dict[int, np.ndarray] = {}  # slot -> tokens whose cache is computed
         self.owners: dict[int, tuple[np.ndarray, int]] = {}
+        self.computed: set[int] = set()  # owners whose prompts are
 
     @rule(family=st.integers(0, 2), length=st.integers(1, 90), extra=st.integers(1, 60))
     def admit(self, family: int, length: int, extra: int) -> None:
@@ -48,20 +52,29 @@ class Slots(RuleBasedStateMachine):
             assert slot not in self.owners
             self.memory.pop(slot, None)
         if admission.copy_from is not None:
-            assert admission.copy_from not in self.owners
+            assert admission.copy_from not in self.owners or admission.copy_from in self.computed
             self.memory[admission.slot] = self.memory[admission.copy_from][: admission.reused]
         held = self.memory.get(admission.slot, prompt[:0])[: admission.reused]
         assert held.tolist() == prompt[: admission.reused].tolist(), "reused tokens differ"
         assert admission.reused < length, "nothing is left to compute"
-        assert admission.reused == 0 or admission.reused >= MIN_PREFIX
+        assert admission.reused == 0 or admission.reused >= BLOCK
         self.memory[admission.slot] = prompt
         self.owners[admission.slot] = (prompt, reserve)
+        self.computed.discard(admission.slot)
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data())
+    def compute(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.owners)))
+        self.table.computed(slot, self.owners[slot][0])
+        self.computed.add(slot)
 
     @precondition(lambda self: self.owners)
     @rule(data=st.data(), computed=st.integers(0, 90), retain=st.booleans())
     def end(self, data: st.DataObject, computed: int, retain: bool) -> None:  # noqa: FBT001
         slot = data.draw(st.sampled_from(sorted(self.owners)))
         prompt, _ = self.owners.pop(slot)
+        self.computed.discard(slot)
         tokens = prompt[:computed]
         if retain and self.table.retain(slot, tokens):
             self.memory[slot] = tokens
@@ -75,6 +88,7 @@ class Slots(RuleBasedStateMachine):
         self.table.clear()
         self.memory.clear()
         self.owners.clear()
+        self.computed.clear()
 
     @invariant()
     def integrity(self) -> None:
@@ -110,6 +124,68 @@ def test_whole_memory_is_taken_over() -> None:
     second = table.admit(_prompt(0, 70), 80)
     assert second is not None
     assert (second.slot, second.reused, second.copy_from) == (first.slot, 50, None)
+
+
+def test_a_running_sequence_is_copied_once_its_prompt_is_computed() -> None:
+    """Not before, and it keeps its slot."""
+    table = SlotTable(3, 1000)
+    first = table.admit(_prompt(0, 50), 60)
+    assert first is not None
+    before = table.admit(_prompt(0, 45), 60)
+    assert before is not None
+    assert (before.reused, before.copy_from) == (0, None)
+    table.computed(first.slot, _prompt(0, 50))
+    after = table.admit(_prompt(0, 45), 60)
+    assert after is not None
+    assert (after.reused, after.copy_from, after.evicted) == (44, first.slot, ())
+    assert len({first.slot, before.slot, after.slot}) == 3
+
+
+def test_for_a_copy_of_a_running_sequence_what_is_remembered_goes() -> None:
+    """Where no slot is free."""
+    table = SlotTable(2, 1000)
+    for family in (0, 1):
+        admission = table.admit(_prompt(family, 50), 60)
+        assert admission is not None
+        table.computed(admission.slot, _prompt(family, 50))
+    assert table.retain(0, _prompt(0, 50))
+    copy = table.admit(_prompt(1, 50), 60)
+    assert copy is not None
+    assert (copy.slot, copy.reused, copy.copy_from, copy.evicted) == (0, 49, 1, (0,))
+
+
+families = st.builds(
+    lambda family, length, odd: np.append(_prompt(family, length), odd).astype(np.int64),
+    st.integers(0, 2),
+    st.integers(0, 70),
+    st.integers(0, 3),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), families), max_size=12), families)
+def test_the_index_finds_what_comparing_all_finds(
+    added: list[tuple[int, np.ndarray]], prompt: np.ndarray
+) -> None:
+    """Against each slot's tokens in turn, also after a slot got others."""
+    index, known = PrefixIndex(), dict[int, np.ndarray]()
+    for slot, tokens in added:
+        index.add(slot, tokens)
+        known[slot] = tokens
+    lengths = {}
+    for slot, tokens in known.items():
+        equal = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(tokens.tolist(), prompt.tolist(), strict=False)
+        )
+        lengths[slot] = sum(1 for _ in equal)
+    longest = max(lengths.values(), default=0)
+    slot, length = index.longest(prompt)
+    assert length == (longest if longest >= BLOCK else 0)
+    assert (slot is None) if length == 0 else (lengths[slot or 0] == longest)
+    assert set(index.alike(prompt)) == {one for one, n in lengths.items() if n >= BLOCK}
+    for slot in known:
+        index.remove(slot)
+    assert index.longest(prompt) == (None, 0)
+    assert not index._slots
 
 
 def test_integrity_check_can_fail() -> None:
