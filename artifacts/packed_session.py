@@ -137,9 +137,10 @@ class PackedSession:
             packed = end
             wanted += row.logits
             if row.temperature and row.logits:
-                self._sampled[sampled] = wanted - 1
-                self._inverse[sampled] = 1.0 / row.temperature
-                sampled += 1
+                behind = slice(sampled, sampled + row.sampled)
+                self._sampled[behind] = self._arange[wanted - row.sampled : wanted]
+                self._inverse[behind] = 1.0 / row.temperature
+                sampled += row.sampled
         # An idle row must name a length that is valid, and is neither read nor written.
         np.maximum(self._lengths[low:high] - 1, 0, out=self._seqlens_k[:span])
         self._total[0] = self._lengths[low:high].max()
@@ -236,8 +237,11 @@ class PackedSession:
             self._pad = np.zeros((padded, 2), np.int64)
             grown = True
         if len(self._scores.logits) < logits:
-            self._scores = empty_scores(logits, self.vocab_size, sampled=self.slots)
+            # Probabilities as many as logits: memory that no step writes is never committed.
+            self._scores = empty_scores(logits, self.vocab_size, sampled=logits)
             self._wanted = np.zeros(logits, np.int64)
+            self._sampled = np.zeros(logits, np.int64)
+            self._inverse = np.zeros((logits, 1), np.float32)
             grown = True
         longest = max(self.max_length, padded, tokens)
         if len(self._arange) < longest:

@@ -46,7 +46,8 @@ class Row:
         start: Tokens of this slot that the cache already holds; tokens are appended from there.
         tokens: ``(n,)`` int64, n >= 1.
         logits: Of how many of the last tokens the logits are wanted, 0..n.
-        temperature: At which the probabilities behind the last token are wanted too; 0 = nowhere.
+        temperature: At which probabilities are wanted too; 0 = nowhere.
+        sampled: Behind how many of the last tokens they are wanted, 1..logits.
     """
 
     slot: int
@@ -54,14 +55,15 @@ class Row:
     tokens: NDArray[np.int64]
     logits: int
     temperature: float = 0.0
+    sampled: int = 1
 
 
 def temperatures_of(rows: Sequence[Row]) -> list[float]:
-    """The temperature of every wanted position; 0 at all but the last of a row."""
+    """The temperature of every wanted position; 0 where no probabilities are."""
     temperatures: list[float] = []
     for row in rows:
-        if row.logits:
-            temperatures += [0.0] * (row.logits - 1) + [row.temperature]
+        sampled = min(row.sampled, row.logits)
+        temperatures += [0.0] * (row.logits - sampled) + [row.temperature] * sampled
     return temperatures
 
 

@@ -242,16 +242,20 @@ class Finish(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., variant: _Optional[str] = ..., seed: _Optional[int] = ..., artifact: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "truncated_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "truncated_tokens", "draft_tokens", "accepted_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     truncated_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., truncated_tokens: _Optional[int] = ...) -> None: ...
+    draft_tokens: int
+    accepted_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., truncated_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_seconds", "prefill_seconds", "decode_seconds")
@@ -307,7 +311,7 @@ class GetVariantRequest(_message.Message):
     def __init__(self, variant: _Optional[str] = ...) -> None: ...
 
 class Variant(_message.Message):
-    __slots__ = ("name", "is_default", "state", "chain_json", "recipe", "artifact", "model", "lineage", "size_bytes", "limits", "progress", "error", "traffic_weight", "export", "libraries", "created", "audit", "host_figures", "budget")
+    __slots__ = ("name", "is_default", "state", "chain_json", "recipe", "artifact", "model", "lineage", "size_bytes", "limits", "progress", "error", "traffic_weight", "export", "libraries", "created", "audit", "host_figures", "budget", "speculation")
     class LibrariesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -334,6 +338,7 @@ class Variant(_message.Message):
     AUDIT_FIELD_NUMBER: _ClassVar[int]
     HOST_FIGURES_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     is_default: bool
     state: VariantState
@@ -353,7 +358,18 @@ class Variant(_message.Message):
     audit: _containers.RepeatedScalarFieldContainer[str]
     host_figures: HostFigures
     budget: Budget
-    def __init__(self, name: _Optional[str] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[VariantState, str]] = ..., chain_json: _Optional[str] = ..., recipe: _Optional[str] = ..., artifact: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., size_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., error: _Optional[str] = ..., traffic_weight: _Optional[float] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., audit: _Optional[_Iterable[str]] = ..., host_figures: _Optional[_Union[HostFigures, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
+    speculation: Speculation
+    def __init__(self, name: _Optional[str] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[VariantState, str]] = ..., chain_json: _Optional[str] = ..., recipe: _Optional[str] = ..., artifact: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., size_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., error: _Optional[str] = ..., traffic_weight: _Optional[float] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., audit: _Optional[_Iterable[str]] = ..., host_figures: _Optional[_Union[HostFigures, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ...) -> None: ...
+
+class Speculation(_message.Message):
+    __slots__ = ("method", "variant", "max_draft_tokens")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    variant: str
+    max_draft_tokens: int
+    def __init__(self, method: _Optional[str] = ..., variant: _Optional[str] = ..., max_draft_tokens: _Optional[int] = ...) -> None: ...
 
 class HostFigures(_message.Message):
     __slots__ = ("processor", "isa", "cores", "onnxruntime", "measured", "rounds", "disturbed_rounds", "speeds", "quality")

@@ -86,6 +86,8 @@ class Account:
                 prompt_tokens=self.usage.prompt_tokens,
                 completion_tokens=self.usage.completion_tokens,
                 cached_tokens=self.usage.cached_tokens,
+                draft_tokens=self.usage.draft_tokens,
+                accepted_tokens=self.usage.accepted_tokens,
                 choices=len(self._last_tokens_s),
                 timings=self.timings,
                 operation="chat" if is_chat else "text_completion",

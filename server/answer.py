@@ -53,6 +53,8 @@ class Answer:
             prompt_tokens=usages[0].prompt_tokens,
             completion_tokens=sum(usage.completion_tokens for usage in usages),
             cached_tokens=usages[0].cached_tokens,
+            draft_tokens=sum(usage.draft_tokens for usage in usages),
+            accepted_tokens=sum(usage.accepted_tokens for usage in usages),
         )
 
     @property

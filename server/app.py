@@ -31,6 +31,7 @@ from server.catalog import VariantState, VariantView
 from server.comparer import Comparer
 from server.comparison.machine import this_machine
 from server.config.budgets import budget_with
+from server.config.speculations import drafts_of
 from server.core import Core
 from server.engine.engine import Engine
 from server.exit_codes import ExitCode
@@ -133,6 +134,7 @@ class App:
             budgets=planned.budgets,
             clock=clock,
             figures=self._figures,
+            drafts=drafts_of(config),
         )
         self._operations = Operations(
             self._variants,
@@ -369,6 +371,7 @@ class App:
             memory_bytes=machine.available_memory_bytes() // len(self._config.variants),
             max_waiting=engine.max_waiting,
             threads=threads,
+            step_tokens=engine.step_tokens,
             available_bytes=machine.available_memory_bytes,
         )
 

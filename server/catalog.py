@@ -17,6 +17,7 @@ from artifacts.manifest import Manifest
 from artifacts.tokenizer import Tokenizer
 from server.budget import Limit
 from server.chat_template import ChatTemplate
+from server.drafts import Drafts
 from server.traffic import Shadow
 
 
@@ -107,6 +108,7 @@ class VariantView:
         weight: Its share of the traffic, 0 when ``traffic`` does not name it.
         figures: What was measured of the artifact on this machine.
         budget: How it stands to its budget; None when it has none, or is not there yet.
+        drafts: Where its drafted tokens come from, when it serves with any.
     """
 
     name: str
@@ -123,6 +125,7 @@ class VariantView:
     figures: HostFigures | None = None
     budget: BudgetView | None = None
     template: ChatTemplate | None = None
+    drafts: Drafts | None = None
 
 
 class Catalog(Protocol):

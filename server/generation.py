@@ -7,7 +7,7 @@ admission, of telemetry, of the request's other choices or of who reads the outp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from artifacts.detokenizer import create_detokenizer
 from server.calls import Finish, Output
@@ -82,17 +82,13 @@ class Generation:
         self._echo = options.echo
         # Nothing precedes the prompt's first token, so that it has no log-probability.
         self._unscored = (Token(submit.prompt[0]),) if submit.scoring is not None else ()
-        self.cached_tokens = 0
+        self._computed = Usage(len(submit.prompt), 0, 0)
         self.timings: Timings | None = None
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far, up to the stop."""
-        return Usage(
-            prompt_tokens=len(self._submit.prompt),
-            completion_tokens=self._transcript.completion_tokens,
-            cached_tokens=self.cached_tokens,
-        )
+        """Tokens so far, up to the stop; what the engine alone knows comes with its final event."""
+        return replace(self._computed, completion_tokens=self._transcript.completion_tokens)
 
     def take(self, step: Step) -> Output | None:
         """What a step brings; the last output has ``finish``.
@@ -128,7 +124,7 @@ class Generation:
         tokens: Sequence[Token],
         scored: Sequence[Token],
     ) -> Output:
-        self.cached_tokens = final.usage.cached_tokens
+        self._computed = final.usage
         self.timings = final.timings
         text += self._transcript.flush()
         stop_string = self._transcript.stop_string

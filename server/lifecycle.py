@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,7 @@ from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.store import Store, StoredArtifact
 from server.budget import Budget, OnBreach, prefixes
 from server.catalog import VariantState
+from server.drafts import Drafts, drafters_first
 from server.engine.messages import Attach, Command, Detach, GiveWay
 from server.errors import OptimizerError, OverBudgetError, ServerError
 from server.figures import text_digest
@@ -38,6 +39,16 @@ from server.tracking import ProgressTracker
 from server.variants import Variants, engine_share
 
 _log = structlog.get_logger(__name__)
+
+
+class Load(Protocol):
+    """Turns an artifact into something to serve, with what drafts for it."""
+
+    def __call__(
+        self, stored: StoredArtifact, *, drafts: Drafts | None, drafter: StoredArtifact | None
+    ) -> Loaded:
+        """See ``server.loading.load``."""
+        ...
 
 
 class StartupRecord(Protocol):
@@ -70,6 +81,7 @@ class Lifecycle:
         isa: This machine's class of processor.
         clock: Monotonic seconds.
         figures: Looks up what was measured of an artifact on this machine.
+        drafts: Where the drafted tokens of those variants come from that have any.
     """
 
     variants: Variants
@@ -77,7 +89,7 @@ class Lifecycle:
     request: Callable[[str, PlannedVariant], BuildRequest]
     optimizer: Optimizer
     store: Store
-    load: Callable[[StoredArtifact], Loaded] | None
+    load: Load | None
     post: Callable[[Command], None]
     record: StartupRecord
     step_tokens: int
@@ -85,6 +97,7 @@ class Lifecycle:
     isa: str = field(default_factory=isa_class)
     clock: Callable[[], float] = time.monotonic
     figures: Callable[[str], HostFigures | None] = lambda _: None
+    drafts: Mapping[str, Drafts] = field(default_factory=dict)
     one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
@@ -92,7 +105,8 @@ class Lifecycle:
         for name, planned in self.planned.items():
             self.variants.change(name, chain=planned.chain, recipe=planned.recipe)
         names = self.variants.names()  # others may be loaded meanwhile
-        for name in names:
+        drafters = {name: drafts.variant for name, drafts in self.drafts.items() if drafts.variant}
+        for name in drafters_first(names, drafters):
             await self._bring_up_alone(name)
         await self._verify_waiting(names)
 
@@ -109,7 +123,7 @@ class Lifecycle:
     async def take_down(self, name: str) -> None:
         """Take no new requests, wait until those that run have ended, and let the memory go."""
         await self._detached(name, VariantState.UNLOADED)
-        self.variants.change(name, tokenizer=None, template=None, limits=None)
+        self.variants.change(name, tokenizer=None, template=None, limits=None, drafts=None)
         await asyncio.to_thread(machine.give_memory_back)
 
     async def _bring_up_alone(self, name: str) -> None:
@@ -262,9 +276,21 @@ class Lifecycle:
             self.variants.change(name, state=VariantState.READY, progress=None)
             return
         self.variants.change(name, state=VariantState.LOADING, progress=None)
-        work = partial(self.load, stored)
+        drafts, drafter = await self._drafter(name)
+        work = partial(self.load, stored, drafts=drafts, drafter=drafter)
         run = in_quiet_thread if self.variants.any_ready else asyncio.to_thread
         self._attach(name, artifact, await run(work))
+
+    async def _drafter(self, name: str) -> tuple[Drafts | None, StoredArtifact | None]:
+        """Where a variant's drafts come from, and the artifact that makes them."""
+        drafts = self.drafts.get(name)
+        if drafts is None or not drafts.variant:
+            return drafts, None
+        view = self.variants.get(drafts.variant)
+        if view is None or view.artifact is None or view.state is not VariantState.READY:
+            _log.warning("serves without drafts", variant=name, missing=drafts.variant)
+            return None, None
+        return drafts, await asyncio.to_thread(self.store.open, view.artifact)
 
     async def _verify(self, name: str) -> None:
         """Judge what serves already, and withdraw it when it is over the budget.
@@ -306,6 +332,7 @@ class Lifecycle:
                 kv_budget_tokens=loaded.limits.kv_budget_tokens,
                 step_tokens=self.step_tokens,
                 weight=engine_share(self.variants, name),
+                drafting=loaded.drafting,
             )
         )
         self.record.took("load", loaded.load_s, name)
@@ -317,6 +344,7 @@ class Lifecycle:
             tokenizer=loaded.tokenizer,
             template=loaded.template,
             limits=loaded.limits,
+            drafts=None if loaded.drafting is None else self.drafts[name],
         )
 
     def _describe(self, name: str, artifact: str) -> None:

@@ -7,7 +7,7 @@ reserve. Runs on a worker thread. Knows nothing of variants' states, of the engi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,10 @@ from artifacts.store import StoredArtifact
 from artifacts.tokenizer import Tokenizer
 from server.catalog import VariantLimits
 from server.chat_template import ChatTemplate, TemplateRefusalError, load_template
+from server.drafts import DraftMethod, Drafts
+from server.engine.draft_model import DraftModel
+from server.engine.messages import Drafting
+from server.engine.prompt_lookup import PromptLookup
 
 _log = structlog.get_logger(__name__)
 
@@ -42,6 +46,7 @@ class LoadSettings:
         memory_bytes: What one variant may take in all, weights included.
         max_waiting: Requests that may wait for a slot.
         threads: Who computes.
+        step_tokens: The most tokens of one step.
         available_bytes: What the machine has left once the weights are loaded; others may have
             come before. None: not looked at.
     """
@@ -52,6 +57,7 @@ class LoadSettings:
     memory_bytes: int
     max_waiting: int
     threads: Threads
+    step_tokens: int = 256
     available_bytes: Callable[[], int] | None = None
 
 
@@ -66,16 +72,29 @@ class Loaded:
     load_s: float
     warm_up_s: float
     template: ChatTemplate | None = None
+    drafting: Drafting | None = None
 
 
 def load(
-    stored: StoredArtifact, settings: LoadSettings, clock: Callable[[], float] = time.monotonic
+    stored: StoredArtifact,
+    settings: LoadSettings,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    drafts: Drafts | None = None,
+    drafter: StoredArtifact | None = None,
 ) -> Loaded:
     """Open and warm up.
 
+    Args:
+        stored: What is to serve.
+        settings: How everything is loaded.
+        clock: Monotonic seconds.
+        drafts: Where its drafted tokens come from; None for nowhere.
+        drafter: The artifact that drafts, where one does.
+
     Raises:
         CorruptArtifactError: A file is missing or no tokenizer.
-        SessionError: ONNX Runtime refuses the model, or the settings do not fit it.
+        SessionError: ONNX Runtime refuses the model, or the settings or the drafter do not fit it.
     """
     begun_s = clock()
     graph = stored.manifest.graph
@@ -94,13 +113,24 @@ def load(
         )
 
     session = open_again()
+    sessions, sizes = [session], [stored.manifest.size_bytes]
     tokenizer = Tokenizer.load(stored.path("tokenizer.json"))
+    drafting: Drafting | None = None
+    if drafts is not None and drafter is not None:
+        _check_drafter(stored, drafter)
+        length = min(max_length, drafter.manifest.graph.max_length)
+        drafting, draft_session = _draft_model(drafter, drafts, settings, length, clock)
+        sessions.append(draft_session)
+        sizes.append(drafter.manifest.size_bytes)
+    elif drafts is not None and drafts.method is DraftMethod.PROMPT_LOOKUP:
+        drafting = Drafting(PromptLookup(), PromptLookup, drafts.max_draft_tokens)
     loaded_s = clock()
-    _warm_up(session)
+    for each in sessions:
+        _warm_up(each)
     limits = VariantLimits(
         max_length=max_length,
         slots=settings.slots,
-        kv_budget_tokens=_kv_budget_tokens(session, stored.manifest.size_bytes, settings),
+        kv_budget_tokens=_kv_budget_tokens(sessions, sum(sizes), settings),
         max_waiting=settings.max_waiting,
     )
     return Loaded(
@@ -111,7 +141,54 @@ def load(
         load_s=loaded_s - begun_s,
         warm_up_s=clock() - loaded_s,
         template=_template(stored),
+        drafting=drafting,
     )
+
+
+def _draft_model(
+    drafter: StoredArtifact,
+    drafts: Drafts,
+    settings: LoadSettings,
+    max_length: int,
+    clock: Callable[[], float],
+) -> tuple[Drafting, DecoderSession]:
+    """A session of its own beside the variant's, slot by slot."""
+
+    def open_draft() -> DecoderSession:
+        return open_session(
+            drafter.path("model.onnx"),
+            drafter.manifest.graph,
+            slots=settings.slots,
+            max_length=max_length,
+            threads=settings.threads,
+        )
+
+    def rebuild() -> DraftModel:
+        return DraftModel(open_draft(), settings.step_tokens, clock)
+
+    session = open_draft()
+    model = DraftModel(session, settings.step_tokens, clock)
+    return Drafting(model, rebuild, drafts.max_draft_tokens), session
+
+
+def _check_drafter(stored: StoredArtifact, drafter: StoredArtifact) -> None:
+    """Refuse one whose tokens are others.
+
+    Raises:
+        SessionError: They are.
+    """
+    own, other = (
+        (
+            one.manifest.graph.vocab_size,
+            next(file.sha256 for file in one.manifest.files if file.name == "tokenizer.json"),
+        )
+        for one in (stored, drafter)
+    )
+    if own != other:
+        raise SessionError(
+            "speculation.variant: the tokens of the drafting variant are not this variant's.",
+            remedy="Name a variant with the same tokenizer and vocabulary.",
+        )
 
 
 def _template(stored: StoredArtifact) -> ChatTemplate | None:
@@ -138,7 +215,12 @@ def _warm_up(session: DecoderSession) -> None:
     session.release(0)
 
 
-def _kv_budget_tokens(session: DecoderSession, size_bytes: int, settings: LoadSettings) -> int:
+def _kv_budget_tokens(
+    sessions: Sequence[DecoderSession], size_bytes: int, settings: LoadSettings
+) -> int:
+    """Reserved tokens that the caches have memory for; a drafter's grows beside the variant's."""
+    session = sessions[0]
+    token_bytes = sum(each.kv_bytes_per_token for each in sessions)
     if settings.kv_bytes is not None:
         kv_bytes = settings.kv_bytes
     else:
@@ -147,11 +229,10 @@ def _kv_budget_tokens(session: DecoderSession, size_bytes: int, settings: LoadSe
             left = min(left, settings.available_bytes())
         kv_bytes = int(left * _CACHE_SHARE)
     all_slots = session.slots * session.max_length
-    tokens = min(kv_bytes // session.kv_bytes_per_token, all_slots)
+    tokens = min(kv_bytes // token_bytes, all_slots)
     if tokens < min(_FEWEST_TOKENS, session.max_length):
         raise SessionError(
-            f"engine.kv_bytes: {kv_bytes} bytes hold {tokens} tokens of "
-            f"{session.kv_bytes_per_token} bytes each.",
+            f"engine.kv_bytes: {kv_bytes} bytes hold {tokens} tokens of {token_bytes} bytes each.",
             remedy="Set engine.kv_bytes, or serve fewer variants or on a machine with more memory.",
         )
     return tokens

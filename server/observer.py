@@ -40,6 +40,8 @@ class RequestRecord:
         first_token_s: When the first token was handed to the stream.
         last_token_s: When the last one was.
         context: Its id and trace.
+        draft_tokens: Tokens that were guessed and checked.
+        accepted_tokens: Guesses that were right.
     """
 
     variant: str
@@ -59,6 +61,8 @@ class RequestRecord:
     first_token_s: float | None = None
     last_token_s: float | None = None
     context: RequestContext = NO_REQUEST
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class RequestObserver:

@@ -34,6 +34,8 @@ class RequestLog(RequestObserver):
             prompt_tokens=record.prompt_tokens,
             completion_tokens=record.completion_tokens,
             cached_tokens=record.cached_tokens,
+            draft_tokens=record.draft_tokens or None,
+            accepted_tokens=record.accepted_tokens if record.draft_tokens else None,
             duration_s=round(record.duration_s, _DIGITS),
             first_token_s=_rounded(record.first_token_s),
             queue_s=None if timings is None else _rounded(timings.queue_s),

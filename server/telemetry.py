@@ -83,8 +83,18 @@ class _Families:
         self.prompt_tokens = counter(
             "inference_prompt_tokens_total", "Tokens of prompts that went to the engine."
         )
+        self.cached_tokens = counter(
+            "inference_cached_tokens_total",
+            "Prompt tokens of ended requests whose cache entries an earlier one had computed.",
+        )
         self.generated_tokens = counter(
             "inference_generated_tokens_total", "Generated tokens handed to streams."
+        )
+        self.draft_tokens = counter(
+            "inference_draft_tokens_total", "Tokens that were guessed and checked."
+        )
+        self.accepted_tokens = counter(
+            "inference_accepted_tokens_total", "Guessed tokens that were right."
         )
         self.engine_seconds = counter(
             "inference_engine_seconds_total", "Engine time that the variant has used."
@@ -182,7 +192,10 @@ class _VariantMetrics:
             status: families.requests.labels(*labels, status.value) for status in Status
         }
         self.prompt_tokens = families.prompt_tokens.labels(*labels)
+        self.cached_tokens = families.cached_tokens.labels(*labels)
         self.generated_tokens = families.generated_tokens.labels(*labels)
+        self.draft_tokens = families.draft_tokens.labels(*labels)
+        self.accepted_tokens = families.accepted_tokens.labels(*labels)
         self.engine_seconds = families.engine_seconds.labels(*labels)
         self.running = families.running.labels(*labels)
         self.waiting = families.waiting.labels(*labels)
@@ -313,6 +326,7 @@ class Telemetry(RequestObserver, EngineObserver):
             return
         metrics = self._of(record.variant)
         metrics.requests[record.status].inc()
+        metrics.cached_tokens.inc(record.cached_tokens)
         # One that was cancelled or refused would pull the latencies down.
         if record.status is Status.OK and record.timings is not None:
             exemplar = record.context.exemplar
@@ -350,6 +364,12 @@ class Telemetry(RequestObserver, EngineObserver):
         metrics.engine_seconds.inc(seconds)
         metrics.seconds += seconds
         metrics.show(load)
+
+    def drafted(self, variant: str, count: int, accepted: int) -> None:
+        """See ``EngineObserver``."""
+        metrics = self._of(variant)
+        metrics.draft_tokens.inc(count)
+        metrics.accepted_tokens.inc(accepted)
 
     def loaded(self, variant: str, load: VariantLoad) -> None:
         """See ``EngineObserver``."""

@@ -39,12 +39,16 @@ class Stream:
         arrivals: When each message with tokens came, and how many it held.
         tokens: All of them.
         cached_tokens: Of the prompt, answered from an earlier one's cache.
+        draft_tokens: Guessed ahead and checked.
+        accepted_tokens: Guesses that were right.
     """
 
     begun_s: float
     arrivals: tuple[tuple[float, int], ...]
     tokens: tuple[int, ...]
     cached_tokens: int
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def first_token_s(self) -> float:
@@ -124,7 +128,15 @@ class Client:
                     finish = response.finish
         if finish is None or not arrivals:
             raise StreamError("The server ended a stream without a token.")
-        return Stream(begun_s, tuple(arrivals), tuple(tokens), finish.usage.cached_tokens)
+        usage = finish.usage
+        return Stream(
+            begun_s,
+            tuple(arrivals),
+            tuple(tokens),
+            usage.cached_tokens,
+            usage.draft_tokens,
+            usage.accepted_tokens,
+        )
 
     async def generate_all(
         self, prompts: Sequence[Sequence[int]], sampling: pb.SamplingParameters

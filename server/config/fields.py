@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from server.access import Right
 from server.budget import OnBreach, When
+from server.drafts import DraftMethod
 from server.search.objectives import ObjectiveName
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -94,6 +95,28 @@ class BudgetSection(Section):
     )
 
 
+class SpeculationSection(Section):
+    """Tokens guessed ahead and checked: they change how fast a variant is, never what it says."""
+
+    method: DraftMethod = Field(
+        description="`prompt_lookup` guesses what followed the same few tokens before, in prompt "
+        "or answer; `draft` asks another variant.",
+    )
+    variant: VariantName | None = Field(
+        default=None,
+        description="With `draft`: the variant that guesses, smaller and much alike. It is loaded "
+        "a second time, with as many slots.",
+    )
+    max_draft_tokens: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Guesses of one sequence in one step, at most. How many are made follows from "
+        "how often they are right and from what steps are measured to cost; none where it does "
+        "not pay.",
+    )
+
+
 class VariantSection(Section):
     """One variant."""
 
@@ -101,6 +124,9 @@ class VariantSection(Section):
     budget: BudgetSection | None = Field(
         default=None,
         description="Overrides fields of `budget` for this variant; `null` lifts a limit.",
+    )
+    speculation: SpeculationSection | None = Field(
+        default=None, description="Speculative decoding; unset: none."
     )
 
 

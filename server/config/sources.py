@@ -21,6 +21,7 @@ from server.config.access import problems_of_access
 from server.config.budgets import problems
 from server.config.errors import ConfigError, nearest
 from server.config.fields import NAME_PATTERN, Config, ServerSection
+from server.config.speculations import problems_of_speculation
 from server.routing import ROUTED
 
 ENVIRONMENT_PREFIX = "INFERENCE_UNLIMITED_"
@@ -251,6 +252,7 @@ def _short(value: Any) -> str:
 def _across_fields(content: Mapping[str, Any]) -> Iterator[FieldError]:
     """What no single field can know; looks only at values of the right type."""
     yield from problems(content)
+    yield from problems_of_speculation(content)
     variants, traffic = content.get("variants"), content.get("traffic")
     if isinstance(variants, dict) and ROUTED in variants:
         yield FieldError(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from artifacts.errors import StepTerminatedError
-from artifacts.session import DecoderSession
 from server.engine.giving_way import GivingWay
 from server.engine.lane import Lane, refusal
 from server.engine.messages import (
@@ -61,7 +60,7 @@ class _Running:
 
     variant: str
     limit_s: float
-    session: DecoderSession | None
+    terminate: Callable[[], None] | None
 
 
 class Engine:
@@ -140,8 +139,8 @@ class Engine:
         """
         self._aborted = True
         running = self._running
-        if running is not None and running.session is not None:
-            running.session.terminate()
+        if running is not None and running.terminate is not None:
+            running.terminate()
         return self.stop(timeout_s)
 
     def _run(self) -> None:
@@ -274,21 +273,23 @@ class Engine:
         if expired:
             self._settle(lane, expired)
         allowed_s = max(HANG_FACTOR * lane.slowest_step_s, self._hang_floor_s)
-        self._running = _Running(lane.variant, self._clock() + allowed_s, lane.session)
+        self._running = _Running(lane.variant, self._clock() + allowed_s, lane.terminate)
         events: list[Event] = []
         try:
-            kind, seconds = lane.step(events, background=variant != turn)
+            stepped = lane.step(events, background=variant != turn)
         except Exception as error:  # noqa: BLE001 - it must end its requests, not the thread
             self._running = None
             self._recover(lane, error, events)
             return
         self._running = None
-        self._turns.charge(turn, seconds)
-        if kind is None:
+        if stepped is None:
             self._settle(lane, events)
-        else:
-            self._observer.stepped(lane.variant, kind, seconds, lane.load())
-            self._emit(events)
+            return
+        self._turns.charge(turn, stepped.seconds)
+        self._observer.stepped(lane.variant, stepped.kind, stepped.seconds, lane.load())
+        if stepped.drafted:
+            self._observer.drafted(lane.variant, stepped.drafted, stepped.accepted)
+        self._emit(events)
 
     def _recover(self, lane: Lane, error: Exception, events: list[Event]) -> None:
         """End the failed step's requests and give the lane a fresh session.

@@ -7,6 +7,7 @@ other variants, of threads or of who listens to the events.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from artifacts.scores import Scores
 from artifacts.session import DecoderSession, Row
@@ -28,6 +29,16 @@ from server.engine.sampler import Sampler, Unsampled
 from server.engine.scheduler import Scheduler, Share
 from server.engine.scorer import score_prompt
 from server.engine.sequence import Sequence
+from server.engine.speculation import Speculation
+
+
+class Stepped(NamedTuple):
+    """What a step was: ``seconds`` of engine time, sampling and drafting included."""
+
+    kind: StepKind
+    seconds: float
+    drafted: int
+    accepted: int
 
 
 class Lane:
@@ -45,9 +56,15 @@ class Lane:
             step_tokens=max(attach.step_tokens, attach.session.slots),
         )
         self._sampler = Sampler(attach.session.vocab_size)
+        self._drafting = attach.drafting
+        self._speculation: Speculation | None = None
+        if attach.drafting is not None:
+            drafting = attach.drafting
+            self._speculation = Speculation(drafting.drafter, drafting.most_tokens)
         self._sequences: dict[str, Sequence] = {}
         self._timed = 0  # requests that time ends; 0 saves looking
         self._batch_rows = 0
+        self._accepted = 0  # guesses, of all requests
         self.slowest_step_s = 0.0
         """A maximum that forgets slowly: how long a step may be expected to take."""
 
@@ -65,6 +82,12 @@ class Lane:
     def has_background(self) -> bool:
         """Whether a step could do something that nobody waits for."""
         return self._scheduler.has_background
+
+    def terminate(self) -> None:
+        """End the running step from another thread, if there is one."""
+        self.session.terminate()
+        if self._speculation is not None:
+            self._speculation.drafter.terminate()
 
     def load(self) -> VariantLoad:
         """The gauges as they are now."""
@@ -94,9 +117,7 @@ class Lane:
             return None
         return self._finish(sequence, reason)
 
-    def step(
-        self, events: list[Event], *, background: bool = False
-    ) -> tuple[StepKind | None, float]:
+    def step(self, events: list[Event], *, background: bool = False) -> Stepped | None:
         """Admit, compute one step, sample.
 
         Args:
@@ -104,8 +125,7 @@ class Lane:
             background: Whether it is a step for what nobody waits for.
 
         Returns:
-            What kind of step ran (None when none did), and how many seconds of engine time it took,
-            sampling included.
+            What ran; None when nothing did.
 
         Raises:
             SessionError: The session failed; call ``fail_running``.
@@ -114,14 +134,21 @@ class Lane:
         self._admit(now_s, events)
         shares = self._scheduler.plan(background=background)
         if not shares:
-            return None, 0.0
-        scores = self.session.step([self._row(share) for share in shares])
+            return None
+        if self._speculation is not None and not background:
+            shares = self._speculation.extend(shares, self._scheduler.step_tokens)
+        begun_s = self._clock()
+        drafted, accepted = sum(share.drafted for share in shares), self._accepted
+        rows = [self._row(share) for share in shares]
+        scores = self.session.step(rows)
         self._scheduler.commit(shares)
         self._batch_rows = len(shares)
-        self._read(scores, shares, events)
+        self._read(scores, shares, rows, events)
         done_s = self._clock()
+        if self._speculation is not None:
+            self._speculation.note(shares, done_s - begun_s)
         self.slowest_step_s = max(0.99 * self.slowest_step_s, done_s - now_s)
-        return _kind(shares), done_s - now_s
+        return Stepped(_kind(shares), done_s - now_s, drafted, self._accepted - accepted)
 
     def fail_running(self, message: str) -> list[Event]:
         """End what the session was computing INTERNAL; what waits can still be served."""
@@ -143,6 +170,8 @@ class Lane:
         """
         del self.session
         self.session = self._rebuild()
+        if self._speculation is not None and self._drafting is not None:
+            self._speculation.drafter = self._drafting.rebuild()
 
     def check_integrity(self) -> None:
         """See ``SlotTable.check_integrity``; and no slot is owned without a sequence."""
@@ -184,11 +213,11 @@ class Lane:
         while True:
             for sequence, admission in self._scheduler.admit(now_s):
                 for slot in admission.evicted:
-                    self.session.release(slot)
+                    self._release(slot)
                 if admission.copy_from is not None:
-                    self.session.copy(admission.copy_from, admission.slot, admission.reused)
+                    self._copy(admission.copy_from, admission.slot, admission.reused)
                 elif admission.slot not in admission.evicted:
-                    self.session.release(admission.slot, sequence.cached)
+                    self._release(admission.slot, sequence.cached)
             if (outdone := self._scheduler.giving_way()) is None:
                 return
             events.append(self._finish(outdone, FinishReason.CANCELLED))
@@ -198,67 +227,97 @@ class Lane:
         start = sequence.computed
         tokens = sequence.tokens[start : start + share.tokens]
         temperature = self._sampler.temperature(sequence) if share.samples else 0.0
-        return Row(sequence.slot, start, tokens, share.logits, temperature)
+        sampled = share.sampled if temperature else 0
+        return Row(sequence.slot, start, tokens, share.logits, temperature, sampled)
 
-    def _read(self, scores: Scores, shares: list[Share], events: list[Event]) -> None:
-        """Take what a step tells: of the prompts' tokens first, then the tokens that follow."""
-        positions: list[int] = []
-        sampling: list[Sequence] = []
-        position = 0
-        for share in shares:
-            end = position + share.logits
+    def _read(
+        self, scores: Scores, shares: list[Share], rows: list[Row], events: list[Event]
+    ) -> None:
+        """Take what a step tells: of a prompt's own tokens, and of those that follow."""
+        self._sampler.read(scores)
+        position = drawn = 0
+        for share, row in zip(shares, rows, strict=True):
+            sequence = share.sequence
             if share.scored:
                 self._score(scores, share, position, events)
+            position += row.logits
             # A prompt whose own tokens could not be scored has ended.
-            if share.samples and share.sequence.request.request_id in self._sequences:
-                positions.append(end - 1)
-                sampling.append(share.sequence)
-            position = end
-        tokens = self._sampler.sample(scores, sampling, positions) if sampling else []
-        done_s = self._clock()
-        for sequence, token in zip(sampling, tokens, strict=True):
-            if isinstance(token, Token):
-                events.extend(self._take(sequence, token, done_s))
-            else:
-                events.append(self._give_up(sequence, token))
-        for share in shares:
-            sequence = share.sequence
-            if not sequence.generates and not sequence.pending and sequence.slot >= 0:
-                events.append(self._finish(sequence, FinishReason.LENGTH))
+            if sequence.request.request_id in self._sequences:
+                if share.samples:
+                    first_drawn = drawn if row.sampled else -1
+                    self._sample(share, position - share.sampled, first_drawn, events)
+                elif not sequence.generates and not sequence.pending:
+                    events.append(self._finish(sequence, FinishReason.LENGTH))
+            drawn += row.sampled
+
+    def _sample(self, share: Share, position: int, drawn: int, events: list[Event]) -> None:
+        """Choose a sequence's next tokens: one, and one more for each guess that was right.
+
+        Args:
+            share: Of the step.
+            position: Where its first logits to draw from lie in the scores.
+            drawn: Where its first probabilities lie; -1 for none.
+            events: What comes of it is added.
+        """
+        sequence = share.sequence
+        guesses = sequence.tokens[sequence.known : sequence.known + share.drafted].tolist()
+        sequence.drafted += share.drafted
+        accepted_before = sequence.accepted
+        tokens: list[Token] = []
+        final: Event | None = None
+        for index, guess in enumerate((*guesses, None)):
+            place = drawn + index if drawn >= 0 else -1
+            token = self._sampler.choose(sequence, position + index, place)
+            if not isinstance(token, Token):
+                final = self._give_up(sequence, token)
+                break
+            is_right = token.token_id == guess
+            sequence.accepted += is_right
+            tokens.append(token)
+            final = self._take(sequence, token)
+            if final is not None or not is_right:
+                break
+            sequence.computed += 1  # the step has computed the guess, which is a token now
+        if tokens:
+            request_id = sequence.request.request_id
+            events.append(Generated(request_id, tuple(tokens), self._clock()))
+        if final is not None:
+            events.append(final)
+        if share.drafted and self._speculation is not None:
+            accepted = sequence.accepted - accepted_before
+            self._accepted += accepted
+            self._speculation.learn(share, accepted)
 
     def _score(self, scores: Scores, share: Share, position: int, events: list[Event]) -> None:
         scored = score_prompt(scores, position, share.sequence, share.scored)
         events.append(scored or self._give_up(share.sequence, Unsampled.NOT_FINITE))
 
-    def _take(self, sequence: Sequence, token: Token, now_s: float) -> list[Event]:
-        """Append a sampled token and find out whether the request ends with it."""
-        sequence.append(token.token_id, now_s)
-        events: list[Event] = [Generated(sequence.request.request_id, (token,), now_s)]
+    def _take(self, sequence: Sequence, token: Token) -> Event | None:
+        """Append a sampled token; the final event where the request ends with it."""
+        sequence.append(token.token_id, self._clock())
         sampling = sequence.request.sampling
         ends = token.token_id in sampling.stop_token_ids or (
             token.token_id in sampling.eos_token_ids and not sampling.ignore_eos
         )
         if ends and sequence.generated >= sampling.min_tokens:
-            events.append(self._finish(sequence, FinishReason.STOP, token.token_id))
-            return events
+            return self._finish(sequence, FinishReason.STOP, token.token_id)
         try:
             constraint = sequence.request.constraint
             complete = constraint is not None and constraint.accept(token.token_id)
         except ConstraintError as error:
             self._leave(sequence)
-            events.append(self._fail(sequence, FailureCode.INVALID_ARGUMENT, str(error)))
-            return events
+            return self._fail(sequence, FailureCode.INVALID_ARGUMENT, str(error))
         if complete:
-            events.append(self._finish(sequence, FinishReason.STOP))
-        elif sequence.generated >= sampling.max_tokens:
-            events.append(self._finish(sequence, FinishReason.LENGTH))
-        return events
+            return self._finish(sequence, FinishReason.STOP)
+        if sequence.generated >= sampling.max_tokens:
+            return self._finish(sequence, FinishReason.LENGTH)
+        return None
 
     def _give_up(self, sequence: Sequence, why: Unsampled | ConstraintError) -> Failed:
         """End a request for which no token can be chosen."""
         if why is Unsampled.NOT_FINITE:
             for slot in self._scheduler.discard(sequence):
-                self.session.release(slot)
+                self._release(slot)
             return self._fail(sequence, FailureCode.INTERNAL, "The logits are not finite.")
         self._leave(sequence)
         return self._fail(sequence, FailureCode.INVALID_ARGUMENT, str(why))
@@ -282,9 +341,19 @@ class Lane:
 
     def _leave(self, sequence: Sequence) -> None:
         if self._scheduler.finish(sequence):
-            self.session.release(sequence.slot)
+            self._release(sequence.slot)
         elif sequence.slot >= 0:
-            self.session.release(sequence.slot, sequence.computed)
+            self._release(sequence.slot, sequence.computed)
+
+    def _release(self, slot: int, keep: int = 0) -> None:
+        self.session.release(slot, keep)
+        if self._speculation is not None:
+            self._speculation.drafter.released(slot, keep)
+
+    def _copy(self, source: int, target: int, length: int) -> None:
+        self.session.copy(source, target, length)
+        if self._speculation is not None:
+            self._speculation.drafter.copied(source, target, length)
 
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.request_id]

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.session import DecoderSession
 from server.engine.constraint import Constraint
+
+if TYPE_CHECKING:
+    from server.engine.drafter import Drafter
 
 BACKGROUND = 1 << 31
 """The priority behind all others: such a request gives way to every one that waits for a slot."""
@@ -110,6 +113,18 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafting:
+    """Who guesses a variant's tokens, and how many at a time at most.
+
+    ``rebuild`` makes a fresh one after a failed step.
+    """
+
+    drafter: Drafter
+    rebuild: Callable[[], Drafter]
+    most_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attach:
     """Begin to serve a variant with this session.
 
@@ -123,6 +138,7 @@ class Attach:
     kv_budget_tokens: int
     step_tokens: int
     weight: float = 1.0
+    drafting: Drafting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +243,10 @@ class Usage:
     completion_tokens: int
     cached_tokens: int
     """Prompt tokens whose cache entries were reused from an earlier request."""
+    draft_tokens: int = 0
+    """Tokens that were guessed and checked."""
+    accepted_tokens: int = 0
+    """Guessed tokens that were right, and came for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +319,9 @@ class EngineObserver:
 
     def stepped(self, variant: str, kind: StepKind, seconds: float, load: VariantLoad) -> None:
         """One step ran; ``seconds`` of engine time."""
+
+    def drafted(self, variant: str, count: int, accepted: int) -> None:
+        """The step checked so many guessed tokens, and so many were right."""
 
     def loaded(self, variant: str, load: VariantLoad) -> None:
         """The gauges changed without a step."""

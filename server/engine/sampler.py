@@ -7,13 +7,12 @@ Log-probabilities are of the raw distribution. Knows nothing of slots, steps or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.scores import Scores, softmax
+from artifacts.scores import Scores, empty_scores, softmax
 from server.engine.constraint import ConstraintError
 from server.engine.distribution import (
     block_sums,
@@ -39,48 +38,55 @@ class Unsampled(StrEnum):
 
 
 class Sampler:
-    """Chooses the next token of each row; keeps scratch memory for one vocabulary."""
+    """Chooses next tokens; keeps scratch memory for one vocabulary."""
 
     def __init__(self, vocab_size: int) -> None:
         self._reshaped = np.empty(vocab_size, np.float32)
         self._uniforms = Uniforms()
+        self._scores = empty_scores(0, vocab_size, sampled=0)
+        self._best: list[int] = []
+        self._finite: list[bool] = []
 
     def temperature(self, sequence: Sequence) -> float:
-        """At which temperature the session is to give probabilities for ``sample``; 0 for none."""
+        """At which temperature the session is to give probabilities for ``choose``; 0 for none."""
         sampling = sequence.request.sampling
         if sampling.temperature == 0.0 or _narrows(sampling) or _reshapes(sampling, sequence):
             return 0.0
         return sampling.temperature
 
-    def sample(
-        self, scores: Scores, sequences: Rows[Sequence], positions: Rows[int]
-    ) -> list[Token | Unsampled | ConstraintError]:
-        """Choose one token per sequence.
+    def read(self, scores: Scores) -> None:
+        """Take a step's scores, with probabilities where ``temperature`` says so.
+
+        ``choose`` looks at them until the next, and overwrites probabilities.
+        """
+        self._scores = scores
+        self._best = scores.best.tolist()
+        self._finite = np.isfinite(scores.best_logits).tolist()
+
+    def choose(
+        self, sequence: Sequence, position: int, drawn: int = -1
+    ) -> Token | Unsampled | ConstraintError:
+        """Choose a sequence's next token.
 
         Args:
-            scores: Of a step, with probabilities where ``temperature`` says so; these are
-                overwritten.
-            sequences: In the order of the step.
-            positions: Where the last logits of each lie in ``scores``.
+            sequence: Its tokens so far are those that the scores come after.
+            position: Where its logits lie in the scores.
+            drawn: Where its probabilities lie; -1 where the session was not asked for them.
 
         Returns:
-            One token per sequence, or why there is none.
+            The token, or why there is none.
         """
-        best = scores.best.tolist()
-        finite = np.isfinite(scores.best_logits).tolist()
-        tokens: list[Token | Unsampled | ConstraintError] = []
-        sampled = 0
-        for index, sequence in zip(positions, sequences, strict=True):
-            if finite[index] and _is_plain(sequence):
-                tokens.append(Token(best[index]))
-                continue
-            row = _Row(scores.logits[index], scores.block_maxima[index], best[index])
-            if self.temperature(sequence):
-                row.probabilities = scores.probabilities[sampled]
-                row.block_sums = scores.block_sums[sampled]
-                sampled += 1
-            tokens.append(self._choose(row, sequence) if finite[index] else Unsampled.NOT_FINITE)
-        return tokens
+        if not self._finite[position]:
+            return Unsampled.NOT_FINITE
+        best = self._best[position]
+        if _is_plain(sequence):
+            return Token(best)
+        scores = self._scores
+        row = _Row(scores.logits[position], scores.block_maxima[position], best)
+        if drawn >= 0:
+            row.probabilities = scores.probabilities[drawn]
+            row.block_sums = scores.block_sums[drawn]
+        return self._choose(row, sequence)
 
     def _choose(self, row: _Row, sequence: Sequence) -> Token | Unsampled | ConstraintError:
         sampling = sequence.request.sampling

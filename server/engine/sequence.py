@@ -6,23 +6,33 @@ catch up. Knows nothing of slots' contents, of sampling or of other sequences.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engine.acceptance import Acceptance
 from server.engine.messages import BACKGROUND, Submit, Timings, Usage
+
+if TYPE_CHECKING:
+    from server.engine.prompt_lookup import NgramIndex
 
 
 class Sequence:
     """A request that the engine has accepted; owned and changed by its lane alone."""
 
     __slots__ = (
+        "acceptance",
+        "accepted",
         "admitted_s",
         "allowed",
         "cached",
         "computed",
+        "drafted",
         "first_token_s",
         "known",
         "last_token_s",
+        "lookup",
         "output_counts",
         "prompt_length",
         "request",
@@ -46,6 +56,11 @@ class Sequence:
         # Filled by the sampler, only for requests with penalties.
         self.seen: NDArray[np.bool_] | None = None  # (vocab,)
         self.output_counts: dict[int, int] = {}
+        self.drafted = 0
+        self.accepted = 0
+        # Filled by speculation, only where the variant has it.
+        self.acceptance: Acceptance | None = None
+        self.lookup: NgramIndex | None = None
         # Filled by the sampler, only for requests that allow few tokens.
         self.allowed: NDArray[np.int64] | None = None
 
@@ -58,6 +73,11 @@ class Sequence:
     def generated(self) -> int:
         """Tokens generated so far."""
         return self.known - self.prompt_length
+
+    @property
+    def missing(self) -> int:
+        """Tokens that may still be generated."""
+        return self.reserve - self.known
 
     @property
     def pending(self) -> int:
@@ -107,7 +127,7 @@ class Sequence:
 
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self.prompt_length, self.generated, self.cached)
+        return Usage(self.prompt_length, self.generated, self.cached, self.drafted, self.accepted)
 
     def timings(self, now_s: float) -> Timings:
         """Seconds so far; a part that has not begun is 0."""

@@ -22,11 +22,15 @@ class Usages:
 
     prompts: dict[int, Usage] = field(default_factory=dict)
     completion_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
     def add(self, prompt: int, finish: Finish) -> None:
         """A choice of a prompt has ended."""
         self.prompts[prompt] = finish.usage
         self.completion_tokens += finish.usage.completion_tokens
+        self.draft_tokens += finish.usage.draft_tokens
+        self.accepted_tokens += finish.usage.accepted_tokens
 
     def message(self) -> dict[str, Any]:
         """As the API has it; each prompt counts once."""
@@ -37,6 +41,10 @@ class Usages:
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": self.accepted_tokens,
+                "rejected_prediction_tokens": self.draft_tokens - self.accepted_tokens,
+            },
         }
 
 

@@ -86,6 +86,8 @@ def _fill_finish(message: pb.Finish, finish: Finish) -> None:
     message.usage.completion_tokens = finish.usage.completion_tokens
     message.usage.cached_tokens = finish.usage.cached_tokens
     message.usage.truncated_tokens = finish.truncated_tokens
+    message.usage.draft_tokens = finish.usage.draft_tokens
+    message.usage.accepted_tokens = finish.usage.accepted_tokens
     message.timings.queue_seconds = finish.timings.queue_s
     message.timings.prefill_seconds = finish.timings.prefill_s
     message.timings.decode_seconds = finish.timings.decode_s

@@ -55,6 +55,10 @@ def variant_message(view: VariantView, *, is_default: bool) -> pb.Variant:
             message.budget.limits[field] = limit
         message.budget.notes.extend(budget.notes)
         message.budget.rolled_back_stages = budget.rolled_back_stages
+    if (drafts := view.drafts) is not None:
+        message.speculation.method = drafts.method
+        message.speculation.variant = drafts.variant
+        message.speculation.max_draft_tokens = drafts.max_draft_tokens
     if view.manifest is not None:
         _fill_manifest(message, view.manifest)
     if view.figures is not None:

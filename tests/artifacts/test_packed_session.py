@@ -113,7 +113,9 @@ def test_scores_are_what_numpy_computes(open_packed: Open, seed: int) -> None:
         for slot in rng.permutation(SLOTS)[: int(rng.integers(1, SLOTS + 1))].tolist():
             tokens = rng.integers(0, session.vocab_size, int(rng.integers(1, 9)))
             temperature = float(rng.choice([0.0, 0.001, 0.7, 1.0, 100.0]))
-            rows.append(Row(slot, 0, tokens, int(rng.integers(0, 3) % len(tokens)), temperature))
+            logits = int(rng.integers(0, 5) % (len(tokens) + 1))
+            sampled = int(rng.integers(1, max(logits, 1) + 1))
+            rows.append(Row(slot, 0, tokens, logits, temperature, sampled))
         given = session.step(rows)
         expected = score(given.logits, temperatures_of(rows))
         assert given.probabilities.shape == expected.probabilities.shape

@@ -24,6 +24,7 @@ from artifacts.protocol import (
     StageBegun,
 )
 from server.catalog import VariantLimits, VariantState, VariantView
+from server.drafts import DraftMethod, Drafts
 from server.engine.messages import Attach, Command, Detach, GiveWay
 from server.errors import OptimizerError
 from server.lifecycle import Lifecycle
@@ -117,6 +118,7 @@ def scene(manifest: Manifest) -> Callable[..., Scene]:
         stored: dict[str, str] | None = None,
         traffic: dict[str, float] | None = None,
         load_failures: dict[str, Exception] | None = None,
+        drafts: dict[str, Drafts] | None = None,
     ) -> Scene:
         variants = Variants(names, traffic or {}, clock=lambda: 5.0)
         history: list[tuple[str, VariantState]] = []
@@ -129,7 +131,7 @@ def scene(manifest: Manifest) -> Callable[..., Scene]:
         optimizer, store, record = FakeOptimizer(), FakeStore(manifest), Record()
         posted: list[Command] = []
 
-        def load(found: Any) -> Any:
+        def load(found: Any, *, drafts: Any, drafter: Any) -> Any:
             if failure := (load_failures or {}).get(found.artifact):
                 raise failure
             return SimpleNamespace(
@@ -140,6 +142,7 @@ def scene(manifest: Manifest) -> Callable[..., Scene]:
                 load_s=1.0,
                 warm_up_s=0.5,
                 template=None,
+                drafting=drafts and (drafts.method.value, drafter and drafter.artifact),
             )
 
         lifecycle = Lifecycle(
@@ -158,6 +161,7 @@ def scene(manifest: Manifest) -> Callable[..., Scene]:
             record=record,
             step_tokens=32,
             clock=lambda: 5.0,
+            drafts=drafts or {},
         )
         return Scene(lifecycle, variants, optimizer, store, record, posted, history)
 
@@ -182,6 +186,48 @@ async def test_each_variant_serves_before_the_next_is_built(scene: Callable[...,
     kinds = [type(command) for command in stage.posted]
     assert kinds == [Attach, GiveWay, Attach, GiveWay]
     assert [c.wanted for c in stage.posted if isinstance(c, GiveWay)] == [True, False]
+
+
+LOOKUP = Drafts(DraftMethod.PROMPT_LOOKUP, "", 8)
+
+
+async def test_who_drafts_is_brought_up_before_those_it_drafts_for(
+    scene: Callable[..., Scene],
+) -> None:
+    """Whatever the config's order; its artifact is loaded beside theirs."""
+    ask_c = Drafts(DraftMethod.DRAFT, "c", 4)
+    stage = scene(["a", "b", "c"], drafts={"a": ask_c, "b": LOOKUP})
+    await stage.lifecycle.run()
+    attached = [each for each in stage.posted if isinstance(each, Attach)]
+    assert [(each.variant, each.drafting) for each in attached] == [
+        ("c", None),
+        ("a", ("draft", "artifact-of-c")),
+        ("b", ("prompt_lookup", None)),
+    ]
+    assert [stage.view(name).drafts for name in "abc"] == [ask_c, LOOKUP, None]
+    await asyncio.gather(stage.lifecycle.take_down("a"), gone(stage))
+    assert stage.view("a").drafts is None
+
+
+async def gone(stage: Scene) -> None:
+    """The engine has let the latest go."""
+    while not isinstance(stage.posted[-1], Detach):  # noqa: ASYNC110 - it is a list
+        await asyncio.sleep(0)
+    stage.posted[-1].gone()
+
+
+async def test_without_its_drafter_a_variant_serves_all_the_same(
+    scene: Callable[..., Scene],
+) -> None:
+    """Slower, and the log says so."""
+    stage = scene(["a", "b"], drafts={"a": Drafts(DraftMethod.DRAFT, "b", 4)})
+    stage.optimizer.failures["b"] = OptimizerError("planted")
+    with capture_logs() as logs:
+        await stage.lifecycle.run()
+    assert stage.view("a").state is VariantState.READY
+    assert stage.view("a").drafts is None
+    (line,) = (line for line in logs if line["event"] == "serves without drafts")
+    assert (line["log_level"], line["variant"], line["missing"]) == ("warning", "a", "b")
 
 
 async def test_only_a_build_beside_serving_is_in_the_background(

@@ -17,6 +17,7 @@ from artifacts.session import DecoderSession, Row, temperatures_of
 from server.engine.engine import Engine
 from server.engine.messages import (
     Attach,
+    Drafting,
     Event,
     Failed,
     Finished,
@@ -111,6 +112,9 @@ class Harness:
         self.loads[variant] = load
         self.observed.append(("stepped", variant, kind))
 
+    def drafted(self, variant: str, count: int, accepted: int) -> None:
+        self.observed.append(("drafted", variant, (count, accepted)))
+
     def loaded(self, variant: str, load: object) -> None:
         self.loads[variant] = load
 
@@ -126,9 +130,10 @@ class Harness:
         step_tokens: int = 16,
         weight: float = 1.0,
         rebuild: Callable[[], DecoderSession] | None = None,
+        drafting: Drafting | None = None,
     ) -> None:
         make = rebuild or (lambda: PrefixSession(session.slots, session.max_length))
-        self.engine.post(Attach(variant, session, make, budget, step_tokens, weight))
+        self.engine.post(Attach(variant, session, make, budget, step_tokens, weight, drafting))
 
     def submit(
         self, request_id: str, prompt: Sequence[int], variant: str = "a", **options: object

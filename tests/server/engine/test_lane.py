@@ -17,9 +17,12 @@ from hypothesis.stateful import (
 )
 
 from artifacts.errors import BugError, SessionError
+from server.engine.draft_model import DraftModel
+from server.engine.drafter import Drafter
 from server.engine.lane import Lane
 from server.engine.messages import (
     Attach,
+    Drafting,
     Event,
     Failed,
     FailureCode,
@@ -29,17 +32,52 @@ from server.engine.messages import (
     Sampling,
     Submit,
 )
+from server.engine.prompt_lookup import PromptLookup
+from server.engine.scheduler import Share
+from server.engine.sequence import Sequence
 from server.engine.slots import SlotTable
+from server.engine.speculation import Speculation
 
 SLOTS, MAX_LENGTH, BUDGET, STEP_TOKENS = 3, 96, 180, 16
 
 Oracle = Callable[[list[int], int], list[int]]
 
 
+class Seer:
+    """A drafter that knows what will come, and says every third token wrong."""
+
+    round_s = 0.0
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+        self.said = 0
+
+    def reach(self, sequence: Sequence) -> int:
+        return sequence.missing
+
+    def draft(self, wanted: Iterable[tuple[Sequence, int]]) -> list[int]:
+        counts = []
+        for sequence, count in wanted:
+            known = sequence.tokens[: sequence.known].tolist()
+            for place, token in enumerate(self.oracle(known, count), sequence.known):
+                self.said += 1
+                sequence.tokens[place] = (token + (self.said % 3 == 0)) % 64
+            counts.append(count)
+        return counts
+
+    def copied(self, source: int, target: int, length: int) -> None: ...
+
+    def released(self, slot: int, keep: int) -> None: ...
+
+    def terminate(self) -> None: ...
+
+
 class Requests(RuleBasedStateMachine):
     """Drives a lane, with a record of each request's prompt and events."""
 
-    def __init__(self, make_session: Any, oracle: Oracle) -> None:
+    def __init__(
+        self, make_session: Any, oracle: Oracle, make_drafter: Callable[[], Drafter] | None = None
+    ) -> None:
         super().__init__()
         self.oracle = oracle
         self.now_s = 0.0
@@ -56,7 +94,9 @@ class Requests(RuleBasedStateMachine):
         def make() -> Any:
             return Session(SLOTS, MAX_LENGTH)
 
-        self.lane = Lane(Attach("a", make(), make, BUDGET, STEP_TOKENS), lambda: self.now_s)
+        drafting = make_drafter and Drafting(make_drafter(), make_drafter, 5)
+        attach = Attach("a", make(), make, BUDGET, STEP_TOKENS, drafting=drafting)
+        self.lane = Lane(attach, lambda: self.now_s)
         self.prompts: dict[str, list[int]] = {}
         self.tokens: dict[str, list[int]] = {}
         self.finals: dict[str, list[Finished | Failed]] = {}
@@ -166,10 +206,17 @@ class Requests(RuleBasedStateMachine):
             self.take(events)
 
 
-def test_any_course_of_requests(make_session: Any, greedy_oracle: Any) -> None:
+@pytest.mark.parametrize("drafts", ["none", "told", "looked up", "of a model"])
+def test_any_course_of_requests(make_session: Any, greedy_oracle: Any, drafts: str) -> None:
     """Each request ends once with the oracle's tokens; slots, budget and gauges add up."""
+    drafters: dict[str, Callable[[], Drafter] | None] = {
+        "none": None,
+        "told": lambda: Seer(greedy_oracle),
+        "looked up": PromptLookup,
+        "of a model": lambda: DraftModel(make_session(SLOTS, 64), STEP_TOKENS, lambda: 0.0),
+    }
     run_state_machine_as_test(
-        lambda: Requests(make_session, greedy_oracle),
+        lambda: Requests(make_session, greedy_oracle, drafters[drafts]),
         settings=settings(
             max_examples=60,
             stateful_step_count=40,
@@ -181,7 +228,7 @@ def test_any_course_of_requests(make_session: Any, greedy_oracle: Any) -> None:
 
 def _forgets_to_disown(patch: pytest.MonkeyPatch) -> None:
     def retain(table: SlotTable, slot: int, tokens: Any) -> bool:
-        table._retained[slot] = tokens
+        table._retained[slot] = len(tokens)
         return True
 
     patch.setattr(SlotTable, "retain", retain)
@@ -202,12 +249,29 @@ def _keeps_what_ran(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lane, "fail_running", lambda lane, message: [])  # noqa: ARG005 - its signature
 
 
+def _counts_a_wrong_guess_as_computed(patch: pytest.MonkeyPatch) -> None:
+    learn = Speculation.learn
+
+    def wrongly(speculation: Speculation, share: Share, accepted: int) -> None:
+        learn(speculation, share, accepted)
+        share.sequence.computed += accepted < share.drafted
+
+    patch.setattr(Speculation, "learn", wrongly)
+
+
 def _copies_from_the_wrong_place(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("server.engine.slots._common", lambda one, other: min(len(one), len(other)))
+    patch.setattr("server.engine.prefix_index.common", lambda one, other: min(len(one), len(other)))
 
 
 @pytest.mark.parametrize(
-    "plant", [_forgets_to_disown, _ends_twice, _keeps_what_ran, _copies_from_the_wrong_place]
+    "plant",
+    [
+        _forgets_to_disown,
+        _ends_twice,
+        _keeps_what_ran,
+        _copies_from_the_wrong_place,
+        _counts_a_wrong_guess_as_computed,
+    ],
 )
 def test_planted_faults_are_found(
     make_session: Any,
@@ -217,9 +281,9 @@ def test_planted_faults_are_found(
 ) -> None:
     """The machine above can fail."""
     plant(monkeypatch)
-    with pytest.raises((AssertionError, BugError)):
+    with pytest.raises((AssertionError, BugError, IndexError)):
         run_state_machine_as_test(
-            lambda: Requests(make_session, greedy_oracle),
+            lambda: Requests(make_session, greedy_oracle, lambda: Seer(greedy_oracle)),
             settings=settings(
                 max_examples=200,
                 stateful_step_count=40,

@@ -31,7 +31,12 @@ def _sequence(sampling: Sampling, prompt: tuple[int, ...] = (1, 2, 3)) -> Sequen
 def _sample(sampler: Sampler, logits: np.ndarray, *sequences: Sequence) -> list[Any]:
     """Sample as a lane does: the session computes what the sampler wants of it."""
     wanted = [sampler.temperature(sequence) for sequence in sequences]
-    return sampler.sample(score(logits, wanted), sequences, range(len(sequences)))
+    sampler.read(score(logits, wanted))
+    drawn = itertools.count()
+    return [
+        sampler.choose(sequence, position, next(drawn) if wanted[position] else -1)
+        for position, sequence in enumerate(sequences)
+    ]
 
 
 def _drawn(scores: np.ndarray, sampling: Sampling, position: int) -> int:
@@ -228,7 +233,9 @@ def test_a_penalty_does_not_choose_what_is_no_number() -> None:
     scores = score(logits, [0.0])
     logits[0, 7] = np.nan
     sampling = Sampling(max_tokens=3, temperature=0.0, logit_bias=ALONE)
-    assert Sampler(400).sample(scores, [_sequence(sampling)], [0]) == [Unsampled.NOT_FINITE]
+    sampler = Sampler(400)
+    sampler.read(scores)
+    assert sampler.choose(_sequence(sampling), 0) == Unsampled.NOT_FINITE
 
 
 def test_rows_of_every_kind_share_a_step() -> None:

@@ -1,0 +1,59 @@
+"""Where a variant's drafted tokens come from, and in which order variants are then brought up.
+
+Owns the two ways of drafting by name, and what cannot be: a variant that drafts for itself, also by
+way of others. Knows nothing of engines or of how configs are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from artifacts.errors import BugError
+
+
+class DraftMethod(StrEnum):
+    """Who guesses."""
+
+    PROMPT_LOOKUP = "prompt_lookup"
+    DRAFT = "draft"
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """A variant's.
+
+    Attributes:
+        method: Who guesses.
+        variant: The other variant that drafts; ``""`` where none does.
+        max_draft_tokens: Of one sequence in one step, at most.
+    """
+
+    method: DraftMethod
+    variant: str
+    max_draft_tokens: int
+
+
+def drafters_first(names: Iterable[str], drafters: Mapping[str, str]) -> tuple[str, ...]:
+    """The names in their order, but whoever drafts before those that it drafts for.
+
+    Args:
+        names: All variants.
+        drafters: By variant, who drafts for it.
+
+    Raises:
+        BugError: One drafts for itself.
+    """
+    ordered: dict[str, None] = {}
+
+    def add(name: str, before: tuple[str, ...]) -> None:
+        if name in before:
+            raise BugError(f"Variant {name!r} drafts for itself.")
+        if (drafter := drafters.get(name)) is not None:
+            add(drafter, (*before, name))
+        ordered.setdefault(name)
+
+    for name in names:
+        add(name, ())
+    return tuple(ordered)

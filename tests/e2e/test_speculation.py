@@ -1,0 +1,131 @@
+"""Speculative decoding on real servers: the same tokens, fewer steps, and told everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import yaml
+
+from protos import inference_pb2 as pb
+from protos import inference_pb2_grpc
+from server.comparison.server_process import ServerProcess
+
+FUNCTION = """def total(values, start):
+    result = start
+    for value in values:
+        if value is None:
+            continue
+        result += value
+    return result
+"""
+PROMPT = f"{FUNCTION}\n\n{FUNCTION}\n\ndef total("
+NEAR = 2e-3  # of two log-probabilities: what the order of float sums changes in float32
+
+
+@pytest.fixture(scope="module")
+def server(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One model four times: plain, and with both ways of drafting, the drafter among them."""
+    folder = tmp_path_factory.mktemp("speculation")
+    config = folder / "config.yaml"
+    content = {
+        "model": "demo",
+        "store": str(demo_store),
+        "engine": {"slots": 4, "max_length": 512},
+        "variants": {
+            "drafted": {"chain": [], "speculation": {"method": "draft", "variant": "int4"}},
+            "looked-up": {
+                "chain": [],
+                "speculation": {"method": "prompt_lookup", "max_draft_tokens": 5},
+            },
+            "plain": [],
+            "int4": [{"quantize": {"method": "weight_only", "bits": 4, "block_size": 32}}],
+        },
+    }
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with ServerProcess(config, stderr=folder / "server.log") as server:
+        server.wait_ready()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stub(server: ServerProcess) -> Iterator[Any]:
+    with grpc.insecure_channel(server.target) as channel:
+        yield inference_pb2_grpc.InferenceStub(channel)
+
+
+def complete(stub: Any, variant: str, **sampling: Any) -> pb.CompleteResponse:
+    return stub.Complete(
+        pb.GenerateRequest(
+            variant=variant,
+            text=PROMPT,
+            sampling=pb.SamplingParameters(max_tokens=120, ignore_eos=True, logprobs=2, **sampling),
+        )
+    )
+
+
+def agrees(plain: pb.CompleteResponse, fast: pb.CompleteResponse) -> int:
+    """How many tokens are the same; behind them the two likeliest are as good as equal."""
+    same = 0
+    for one, other in zip(plain.logprobs, fast.logprobs, strict=True):
+        if one.token_id != other.token_id:
+            first, second = one.top
+            assert first.logprob - second.logprob < NEAR, f"token {same} differs"
+            break
+        same += 1
+    return same
+
+
+@pytest.mark.parametrize("variant", ["drafted", "looked-up"])
+def test_tokens_are_the_same_and_steps_are_fewer(stub: Any, variant: str) -> None:
+    """Greedily, against the same artifact without drafts."""
+    plain = complete(stub, "plain", temperature=0)
+    fast = complete(stub, variant, temperature=0)
+    assert agrees(plain, fast) >= 20
+    usage = fast.finish.usage
+    assert usage.completion_tokens == len(fast.token_ids) == 120
+    assert usage.draft_tokens >= usage.accepted_tokens > 20
+    assert plain.finish.usage.draft_tokens == 0
+
+
+@pytest.mark.parametrize("variant", ["drafted", "looked-up"])
+def test_a_seed_draws_the_same(stub: Any, variant: str) -> None:
+    """Whatever was guessed: the same numbers choose from the same distribution."""
+    plain = complete(stub, "plain", temperature=0.7, top_p=0.9, seed=3)
+    fast = complete(stub, variant, temperature=0.7, top_p=0.9, seed=3)
+    assert plain.token_ids[:20] == fast.token_ids[:20]
+
+
+def test_variants_say_how_they_draft(stub: Any) -> None:
+    """And one that does not says nothing."""
+    told = stub.GetVariant(pb.GetVariantRequest(variant="drafted")).speculation
+    assert (told.method, told.variant, told.max_draft_tokens) == ("draft", "int4", 8)
+    told = stub.GetVariant(pb.GetVariantRequest(variant="looked-up")).speculation
+    assert (told.method, told.variant, told.max_draft_tokens) == ("prompt_lookup", "", 5)
+    assert not stub.GetVariant(pb.GetVariantRequest(variant="plain")).HasField("speculation")
+
+
+def test_metrics_and_usage_tell_of_guesses(server: ServerProcess, stub: Any) -> None:
+    """What a request's usage says is what the counters grow by."""
+
+    def counted(name: str) -> float:
+        pattern = rf'^inference_{name}_tokens_total{{.*variant="looked-up".*}} (\S+)$'
+        return float(re.findall(pattern, server.get("/metrics")[1], re.MULTILINE)[0])
+
+    before = counted("draft"), counted("accepted")
+    usage = complete(stub, "looked-up", temperature=0).finish.usage
+    assert counted("draft") - before[0] == usage.draft_tokens
+    assert counted("accepted") - before[1] == usage.accepted_tokens
+    answer = httpx.post(
+        f"{server.http_url}/completions",
+        json={"model": "looked-up", "prompt": PROMPT, "max_tokens": 60, "temperature": 0},
+        timeout=60,
+    ).json()
+    details = answer["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] > 0
+    assert details["rejected_prediction_tokens"] >= 0
