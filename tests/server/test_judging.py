@@ -174,12 +174,13 @@ def scene(manifest: Manifest) -> Callable[..., Scene]:
             if isinstance(command, Detach):
                 command.gone()
 
-        def load(stored: Any) -> Any:
+        def load(stored: Any, **_: Any) -> Any:
             return SimpleNamespace(
                 session=stored.artifact,
                 rebuild=None,
                 tokenizer="tokenizer",
                 template=None,
+                drafting=None,
                 limits=LIMITS,
                 load_s=0.0,
                 warm_up_s=0.0,

@@ -10,6 +10,7 @@ import pytest
 from artifacts.manifest import Manifest
 from protos import inference_pb2 as pb
 from server.catalog import BudgetState, BudgetView, BuildProgress, VariantState
+from server.drafts import DraftMethod, Drafts
 
 if TYPE_CHECKING:
     from artifacts.tokenizer import Tokenizer
@@ -94,6 +95,7 @@ async def test_every_field_of_a_variant_is_filled(bench: Bench, stub: Any) -> No
         error="a warning",
         progress=BuildProgress("x", 1, 2),
         budget=BudgetView(BudgetState.WITHIN, {}),
+        drafts=Drafts(DraftMethod.PROMPT_LOOKUP, "", 8),
     )
     variant = await stub.GetVariant(pb.GetVariantRequest(variant="int8"))
     filled = {field.name for field, _ in variant.ListFields()}
