@@ -32,6 +32,7 @@ from server.engine.messages import (
     Sampling,
     Submit,
 )
+from server.engine.prefix_index import BLOCK
 from server.engine.prompt_lookup import PromptLookup
 from server.engine.scheduler import Share
 from server.engine.sequence import Sequence
@@ -260,7 +261,9 @@ def _counts_a_wrong_guess_as_computed(patch: pytest.MonkeyPatch) -> None:
 
 
 def _copies_from_the_wrong_place(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("server.engine.prefix_index.common", lambda one, other: min(len(one), len(other)))
+    index = "server.engine.prefix_index"
+    patch.setattr(f"{index}.common", lambda one, other: min(len(one), len(other)))
+    patch.setattr(f"{index}._keys", lambda tokens: iter(range(len(tokens) // BLOCK)))
 
 
 @pytest.mark.parametrize(
