@@ -20,6 +20,8 @@ from optimizers.stage import Work
 from optimizers.tokenizer_files import load_tokenizer
 from optimizers.torch_models import TorchScorer, load_module
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 4096  # that are measured on
 EVERY = 8  # of the calibration text's windows one is read: the order stays the same
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
 
 def _kl(loss: Any, algorithm: str) -> float:
@@ -28,7 +28,6 @@ def test_searching_a_scale_loses_no_more_than_rounding_at_4_bits(loss: Any) -> N
     assert _kl(loss, "hqq") <= _kl(loss, "rtn")
 
 
-@pytest.mark.slow
 def test_ranges_of_real_text_lose_less_than_those_of_random_tokens(
     loss: Any, demo_windows: Any
 ) -> None:
@@ -45,7 +44,6 @@ def test_ranges_of_real_text_lose_less_than_those_of_random_tokens(
     assert real.kl_p99 < random.kl_p99
 
 
-@pytest.mark.slow
 def test_constant_scales_lose_more_than_a_row_s_own(loss: Any) -> None:
     """What static saves while serving it pays for; covering everything costs most."""
     dynamic, static, covering = (
@@ -77,7 +75,6 @@ def smoothed(demo_source: Any, demo_windows: Any, tmp_path_factory: Any) -> Any:
     return smooth
 
 
-@pytest.mark.slow
 def test_smoothquant_helps_where_activations_are_rounded(loss: Any, smoothed: Any) -> None:
     """Static int8 loses less, and less than half where everything is covered."""
     graph = smoothed(method="smoothquant")
@@ -87,7 +84,6 @@ def test_smoothquant_helps_where_activations_are_rounded(loss: Any, smoothed: An
         assert after < share * before
 
 
-@pytest.mark.slow
 def test_awq_helps_where_blocks_are_large(loss: Any, smoothed: Any) -> None:
     """Blocks of 128 gain a tenth; blocks of 32 hardly anything, on so small a model."""
     graph = smoothed(method="awq", block_size=128)
