@@ -362,14 +362,16 @@ class Variant(_message.Message):
     def __init__(self, name: _Optional[str] = ..., is_default: _Optional[bool] = ..., state: _Optional[_Union[VariantState, str]] = ..., chain_json: _Optional[str] = ..., recipe: _Optional[str] = ..., artifact: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., size_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., error: _Optional[str] = ..., traffic_weight: _Optional[float] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., audit: _Optional[_Iterable[str]] = ..., host_figures: _Optional[_Union[HostFigures, _Mapping]] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ...) -> None: ...
 
 class Speculation(_message.Message):
-    __slots__ = ("method", "variant", "max_draft_tokens")
+    __slots__ = ("method", "variant", "max_draft_tokens", "adaptive")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTIVE_FIELD_NUMBER: _ClassVar[int]
     method: str
     variant: str
     max_draft_tokens: int
-    def __init__(self, method: _Optional[str] = ..., variant: _Optional[str] = ..., max_draft_tokens: _Optional[int] = ...) -> None: ...
+    adaptive: bool
+    def __init__(self, method: _Optional[str] = ..., variant: _Optional[str] = ..., max_draft_tokens: _Optional[int] = ..., adaptive: _Optional[bool] = ...) -> None: ...
 
 class HostFigures(_message.Message):
     __slots__ = ("processor", "isa", "cores", "onnxruntime", "measured", "rounds", "disturbed_rounds", "speeds", "quality")

@@ -28,11 +28,13 @@ class Drafts:
         method: Who guesses.
         variant: The other variant that drafts; ``""`` where none does.
         max_draft_tokens: Of one sequence in one step, at most.
+        adaptive: Whether there are only as many as pay.
     """
 
     method: DraftMethod
     variant: str
     max_draft_tokens: int
+    adaptive: bool = True
 
 
 def drafters_first(names: Iterable[str], drafters: Mapping[str, str]) -> tuple[str, ...]:

@@ -155,11 +155,11 @@ class Lifecycle:
         if not self.variants.any_ready:
             yield
             return
-        self.post(GiveWay(wanted=True))
+        self.post(GiveWay(begins=True))
         try:
             yield
         finally:
-            self.post(GiveWay(wanted=False))
+            self.post(GiveWay(begins=False))
 
     async def _bring_up(self, name: str, planned: PlannedVariant) -> None:
         for warning in planned.warnings:

@@ -123,7 +123,7 @@ def load(
         sessions.append(draft_session)
         sizes.append(drafter.manifest.size_bytes)
     elif drafts is not None and drafts.method is DraftMethod.PROMPT_LOOKUP:
-        drafting = Drafting(PromptLookup(), PromptLookup, drafts.max_draft_tokens)
+        drafting = Drafting(PromptLookup(), PromptLookup, drafts.max_draft_tokens, drafts.adaptive)
     loaded_s = clock()
     for each in sessions:
         _warm_up(each)
@@ -168,7 +168,7 @@ def _draft_model(
 
     session = open_draft()
     model = DraftModel(session, settings.step_tokens, clock)
-    return Drafting(model, rebuild, drafts.max_draft_tokens), session
+    return Drafting(model, rebuild, drafts.max_draft_tokens, drafts.adaptive), session
 
 
 def _check_drafter(stored: StoredArtifact, drafter: StoredArtifact) -> None:

@@ -111,9 +111,12 @@ class SpeculationSection(Section):
         default=8,
         ge=1,
         le=64,
-        description="Guesses of one sequence in one step, at most. How many are made follows from "
-        "how often they are right and from what steps are measured to cost; none where it does "
-        "not pay.",
+        description="Guesses of one sequence in one step, at most.",
+    )
+    adaptive: bool = Field(
+        default=True,
+        description="How many are made follows from how often they are right and from what steps "
+        "are measured to cost; none where it does not pay. `false` always makes as many as it may.",
     )
 
 

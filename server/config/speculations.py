@@ -17,7 +17,9 @@ from server.drafts import DraftMethod, Drafts
 def drafts_of(config: Config) -> dict[str, Drafts]:
     """By variant, of those that have any."""
     return {
-        name: Drafts(section.method, section.variant or "", section.max_draft_tokens)
+        name: Drafts(
+            section.method, section.variant or "", section.max_draft_tokens, section.adaptive
+        )
         for name, variant in config.variants.items()
         if (section := variant.speculation) is not None
     }

@@ -217,7 +217,7 @@ class Engine:
             case Reweigh():
                 self._turns.weigh(command.variant, command.weight)
             case GiveWay():
-                self._giving_way.wanted = command.wanted
+                self._giving_way.worker(begins=command.begins)
             case _Stop():
                 self._stopping = True
             case _:

@@ -25,8 +25,11 @@ class GivingWay:
         self._clock = clock
         self._pause = pause
         self._busy_since_s = clock()
-        self.wanted = False
-        """Whether anybody works in the background."""
+        self._workers = 0
+
+    def worker(self, *, begins: bool) -> None:
+        """One more works in the background, or one less."""
+        self._workers += 1 if begins else -1
 
     def rested(self) -> None:
         """The engine had nothing to do."""
@@ -34,6 +37,6 @@ class GivingWay:
 
     def stepped(self) -> None:
         """The engine has done a step, and may have another to do."""
-        if self.wanted and self._clock() - self._busy_since_s >= EVERY_S:
+        if self._workers and self._clock() - self._busy_since_s >= EVERY_S:
             self._pause(FOR_S)
             self.rested()

@@ -60,7 +60,9 @@ class Lane:
         self._speculation: Speculation | None = None
         if attach.drafting is not None:
             drafting = attach.drafting
-            self._speculation = Speculation(drafting.drafter, drafting.most_tokens)
+            self._speculation = Speculation(
+                drafting.drafter, drafting.most_tokens, adaptive=drafting.adaptive
+            )
         self._sequences: dict[str, Sequence] = {}
         self._timed = 0  # requests that time ends; 0 saves looking
         self._batch_rows = 0

@@ -116,12 +116,13 @@ class Cancel:
 class Drafting:
     """Who guesses a variant's tokens, and how many at a time at most.
 
-    ``rebuild`` makes a fresh one after a failed step.
+    ``rebuild`` makes a fresh one after a failed step. ``adaptive``: only as many as pay.
     """
 
     drafter: Drafter
     rebuild: Callable[[], Drafter]
     most_tokens: int
+    adaptive: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +165,9 @@ class Reweigh:
 
 @dataclass(frozen=True, slots=True)
 class GiveWay:
-    """Leave a little of the processor to work in the background from now on, or no longer."""
+    """Leave a little of the processor to one more who works in the background, or to one less."""
 
-    wanted: bool
+    begins: bool
 
 
 Command = Submit | Cancel | Attach | Detach | Reweigh | GiveWay

@@ -9,7 +9,8 @@ from transformers via speculative decoding", ICML 2023.
 
 Owns the choice of lengths: as many as promise the most tokens per second, by how often drafts were
 right and by what steps of their size were measured to cost. Where none promises more than plain
-decoding, none is drafted. Knows nothing of how drafts are made.
+decoding, none is drafted; unless it is told to draft whatever it costs. Knows nothing of how drafts
+are made.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ _PLAIN_EVERY = 64  # steps, so that plain decoding's cost stays known
 class Speculation:
     """Lengthens the shares of one variant's decoding steps."""
 
-    def __init__(self, drafter: Drafter, most_tokens: int) -> None:
+    def __init__(self, drafter: Drafter, most_tokens: int, *, adaptive: bool = True) -> None:
         self.drafter = drafter
         self._most = most_tokens
+        self._adaptive = adaptive
         self._costs = StepCosts()
         self._acceptance = Acceptance()  # of the variant, which a new sequence begins with
         self._speculated = 0
@@ -51,13 +53,13 @@ class Speculation:
             for share in shares
             if (longest := self._longest(share.sequence)) > 0
         ]
-        # Without the plain cost of so many rows there is nothing to compare with.
-        if not candidates or not self._costs.knows(len(shares)):
+        if not candidates or (self._adaptive and self._measures_plain(len(shares))):
             return shares
-        if self._speculated >= _PLAIN_EVERY:
-            self._speculated = 0
-            return shares
-        lengths = self._lengths(candidates, len(shares), step_tokens - len(shares))
+        room = step_tokens - len(shares)
+        if self._adaptive:
+            lengths = self._lengths(candidates, len(shares), room)
+        else:
+            lengths = [min(longest, room // len(candidates)) for _, longest in candidates]
         wanted: list[tuple[Sequence, int]] = []
         for (sequence, _), length in zip(candidates, lengths, strict=True):
             if length:
@@ -81,6 +83,13 @@ class Speculation:
         """A step of these took so long, drafting left out."""
         if all(share.tokens == 1 + share.drafted for share in shares):
             self._costs.note(sum(share.tokens for share in shares), seconds)
+
+    def _measures_plain(self, rows: int) -> bool:
+        """Without the plain cost of so many rows there is nothing to compare with."""
+        if self._costs.knows(rows) and self._speculated < _PLAIN_EVERY:
+            return False
+        self._speculated = 0
+        return True
 
     def _longest(self, sequence: Sequence) -> int:
         """How many guesses may be checked: behind the last one the same step gives a token."""

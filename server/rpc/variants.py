@@ -59,6 +59,7 @@ def variant_message(view: VariantView, *, is_default: bool) -> pb.Variant:
         message.speculation.method = drafts.method
         message.speculation.variant = drafts.variant
         message.speculation.max_draft_tokens = drafts.max_draft_tokens
+        message.speculation.adaptive = drafts.adaptive
     if view.manifest is not None:
         _fill_manifest(message, view.manifest)
     if view.figures is not None:

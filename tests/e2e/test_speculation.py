@@ -38,10 +38,18 @@ def server(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "store": str(demo_store),
         "engine": {"slots": 4, "max_length": 512},
         "variants": {
-            "drafted": {"chain": [], "speculation": {"method": "draft", "variant": "int4"}},
+            # Whether drafting pays is a matter of the machine, and of what else it does.
+            "drafted": {
+                "chain": [],
+                "speculation": {"method": "draft", "variant": "int4", "adaptive": False},
+            },
             "looked-up": {
                 "chain": [],
-                "speculation": {"method": "prompt_lookup", "max_draft_tokens": 5},
+                "speculation": {
+                    "method": "prompt_lookup",
+                    "max_draft_tokens": 5,
+                    "adaptive": False,
+                },
             },
             "plain": [],
             "int4": [{"quantize": {"method": "weight_only", "bits": 4, "block_size": 32}}],
@@ -105,6 +113,7 @@ def test_variants_say_how_they_draft(stub: Any) -> None:
     """And one that does not says nothing."""
     told = stub.GetVariant(pb.GetVariantRequest(variant="drafted")).speculation
     assert (told.method, told.variant, told.max_draft_tokens) == ("draft", "int4", 8)
+    assert not told.adaptive
     told = stub.GetVariant(pb.GetVariantRequest(variant="looked-up")).speculation
     assert (told.method, told.variant, told.max_draft_tokens) == ("prompt_lookup", "", 5)
     assert not stub.GetVariant(pb.GetVariantRequest(variant="plain")).HasField("speculation")

@@ -185,7 +185,7 @@ async def test_each_variant_serves_before_the_next_is_built(scene: Callable[...,
     # Whoever serves leaves a little of the processor, as long as something is built beside it.
     kinds = [type(command) for command in stage.posted]
     assert kinds == [Attach, GiveWay, Attach, GiveWay]
-    assert [c.wanted for c in stage.posted if isinstance(c, GiveWay)] == [True, False]
+    assert [c.begins for c in stage.posted if isinstance(c, GiveWay)] == [True, False]
 
 
 LOOKUP = Drafts(DraftMethod.PROMPT_LOOKUP, "", 8)

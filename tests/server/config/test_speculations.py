@@ -30,12 +30,12 @@ def test_both_ways_are_read(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "  a: {chain: [], speculation: {method: draft, variant: c, max_draft_tokens: 4}}\n"
-        "  b: {chain: [], speculation: {method: prompt_lookup}}\n"
+        "  b: {chain: [], speculation: {method: prompt_lookup, adaptive: false}}\n"
         "  c: []\n",
     )
     assert drafts_of(load(path, environment={}, flags={})) == {
         "a": Drafts(DraftMethod.DRAFT, "c", 4),
-        "b": Drafts(DraftMethod.PROMPT_LOOKUP, "", 8),
+        "b": Drafts(DraftMethod.PROMPT_LOOKUP, "", 8, adaptive=False),
     }
 
 

@@ -52,6 +52,9 @@ class PrefixSession:
         self.gate.set()
         self.terminated = threading.Event()
 
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        return prefix_logits(tokens)
+
     def step(self, rows: Sequence[Row]) -> Scores:
         self.steps.append(list(rows))
         self.gate.wait(10)
@@ -69,7 +72,7 @@ class PrefixSession:
             for index, token in enumerate(row.tokens.tolist()):
                 cache.append(token)
                 if index >= len(row.tokens) - row.logits:
-                    wanted.append(prefix_logits(cache))
+                    wanted.append(self.logits(cache))
             assert len(cache) <= self.max_length
         logits = np.array(wanted, np.float32).reshape(len(wanted), VOCAB)
         return score(logits, temperatures_of(rows))

@@ -11,7 +11,7 @@ from server.engine.giving_way import EVERY_S, FOR_S, GivingWay
 from server.engine.messages import Finished, GiveWay
 
 
-def pauses(*, wanted: bool, busy_s: float, rests_every_s: float | None = None) -> list[float]:
+def pauses(*, workers: int, busy_s: float, rests_every_s: float | None = None) -> list[float]:
     """When it pauses while steps of 10 ms follow each other."""
     now, paused, slept = 0.0, [], []
 
@@ -19,7 +19,9 @@ def pauses(*, wanted: bool, busy_s: float, rests_every_s: float | None = None) -
         slept.append(seconds)
 
     giving_way = GivingWay(lambda: now, pause)
-    giving_way.wanted = wanted
+    for _ in range(workers + 1):
+        giving_way.worker(begins=True)
+    giving_way.worker(begins=False)
     rested = 0.0
     while now < busy_s:
         now += 0.01
@@ -35,15 +37,16 @@ def pauses(*, wanted: bool, busy_s: float, rests_every_s: float | None = None) -
 
 def test_an_engine_that_never_rests_pauses_now_and_then() -> None:
     """About a twentieth of the time, in few moments."""
-    found = pauses(wanted=True, busy_s=4.05)
+    found = pauses(workers=1, busy_s=4.05)
+    assert found == pauses(workers=2, busy_s=4.05)
     assert len(found) == pytest.approx(4.05 / EVERY_S, abs=1)
     assert 0.04 < FOR_S / (EVERY_S + FOR_S) < 0.06
 
 
 def test_it_does_not_where_nobody_wants_it_or_it_rests_anyway() -> None:
     """Its own work comes first."""
-    assert pauses(wanted=False, busy_s=4.0) == []
-    assert pauses(wanted=True, busy_s=4.0, rests_every_s=EVERY_S / 2) == []
+    assert pauses(workers=0, busy_s=4.0) == []
+    assert pauses(workers=1, busy_s=4.0, rests_every_s=EVERY_S / 2) == []
 
 
 def test_the_engine_is_told_and_pauses_between_steps(session: Any, make_harness: Any) -> None:
@@ -53,7 +56,7 @@ def test_the_engine_is_told_and_pauses_between_steps(session: Any, make_harness:
     harness = make_harness(
         clock=lambda: float(next(now)), pause=lambda _: paused.set(), hang_floor_s=1e9
     )
-    harness.engine.post(GiveWay(wanted=True))
+    harness.engine.post(GiveWay(begins=True))
     harness.attach(session)
     harness.submit("r", [1, 2, 3])
     harness.engine.start()

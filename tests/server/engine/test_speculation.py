@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from artifacts.scores import Scores, score
-from artifacts.session import Row, temperatures_of
 from server.engine import speculation as module
 from server.engine.acceptance import Acceptance
 from server.engine.draft_model import DraftModel
@@ -24,22 +22,18 @@ from server.engine.prompt_lookup import NgramIndex, PromptLookup
 from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence as Request
 from server.engine.step_costs import StepCosts
+from tests.server.engine.conftest import VOCAB, PrefixSession
 
 if TYPE_CHECKING:
     from server.engine.drafter import Drafter
 
-VOCAB = 64
 
-
-class MarkovSession:
-    """Implements ``DecoderSession``: what comes next depends on the last two tokens alone."""
+class MarkovSession(PrefixSession):
+    """What comes next depends on the last two tokens alone."""
 
     def __init__(self, slots: int = 4, max_length: int = 512, *, noise: float = 0.0) -> None:
-        self.slots, self.max_length, self.vocab_size = slots, max_length, VOCAB
-        self.kv_bytes_per_token = 8
+        super().__init__(slots, max_length)
         self.noise = noise
-        self.cache: list[list[int]] = [[] for _ in range(slots)]
-        self.steps: list[list[Row]] = []
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         before, last = (0, *tokens)[-2:]
@@ -48,29 +42,6 @@ class MarkovSession:
         if self.noise:
             logits += self.noise * np.random.default_rng(last).standard_normal(VOCAB)
         return logits.astype(np.float32)
-
-    def step(self, rows: Sequence[Row]) -> Scores:
-        self.steps.append([*rows])
-        wanted = []
-        for row in rows:
-            cache = self.cache[row.slot]
-            assert row.start <= len(cache), "tokens are missing from the cache"
-            del cache[row.start :]
-            for index, token in enumerate(row.tokens.tolist()):
-                cache.append(token)
-                if index >= len(row.tokens) - row.logits:
-                    wanted.append(self.logits(cache))
-        logits = np.array(wanted, np.float32).reshape(len(wanted), VOCAB)
-        return score(logits, temperatures_of(rows))
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        assert len(self.cache[source]) >= length
-        self.cache[target] = self.cache[source][:length]
-
-    def release(self, slot: int, keep: int = 0) -> None:
-        del self.cache[slot][keep:]
-
-    def terminate(self) -> None: ...
 
 
 def lane_of(
@@ -260,10 +231,11 @@ def wanted(
     round_s: float = 0.0,
     room: int = 100,
     most: int = 8,
+    adaptive: bool = True,
 ) -> list[int]:
     """Lengths for running sequences whose guesses were right so often."""
     told = Told(round_s)
-    speculation = module.Speculation(told, most)
+    speculation = module.Speculation(told, most, adaptive=adaptive)
     shares = []
     for rate in rates:
         request = Request(Submit("r", "a", (1,), Sampling(max_tokens=100), 0.0))
@@ -316,6 +288,12 @@ def test_where_it_does_not_pay_nothing_is_drafted() -> None:
     """Each token of a step costs as much as a step of its own."""
     assert wanted(float, [0.5, 0.9, 0.2]) == [0, 0, 0]
     assert wanted(lambda tokens: 1.0 + tokens / 100, [0.9], round_s=2.0) == [0]
+
+
+def test_one_that_is_told_to_drafts_whatever_it_costs() -> None:
+    """As many as it may, or what there is room for."""
+    assert wanted(float, [0.5, 0.9, 0.2], adaptive=False) == [8, 8, 8]
+    assert wanted(float, [0.5, 0.9, 0.2], adaptive=False, room=7) == [2, 2, 2]
 
 
 def test_the_likeliest_get_the_room_there_is() -> None:
