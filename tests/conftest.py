@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from artifacts.manifest import GraphSpec
@@ -81,15 +82,28 @@ DEMO_CONFIG = Path(__file__).parents[1] / "demo" / "config.yaml"
 def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a store with the demo's three variants, built by the real optimizer in real children.
 
-    Treat it as read-only: copy it to damage it.
+    Treat it as read-only: copy it to damage it. Beside it lies ``few.jsonl``, what it was measured
+    on: less text than the demo has, which is quicker and no part of what is built.
     """
     folder = tmp_path_factory.mktemp("demo")
-    store = folder / "store"
-    # Less text to measure on than the demo has: quicker, and no part of what is built.
+    # Workers that run tests at the same time share one build, and have a copy each.
+    beside = tmp_path_factory.getbasetemp()
+    shared = (beside.parent if "PYTEST_XDIST_WORKER" in os.environ else beside) / "demo-built"
+    with FileLock(shared.with_suffix(".lock")):
+        if not shared.exists():
+            _build_demo(folder / "draft")
+            (folder / "draft").rename(shared)
+    parts = [str(shared / "store"), str(shared / "few.jsonl")]
+    subprocess.run(["cp", "-a", *parts, str(folder)], check=True)
+    return folder / "store"
+
+
+def _build_demo(folder: Path) -> None:
+    folder.mkdir()
     texts = DEMO_CONFIG.with_name("heldout.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "few.jsonl").write_text("\n".join(texts[:4]), encoding="utf-8")
     environment = {
-        "INFERENCE_UNLIMITED_STORE": str(store),
+        "INFERENCE_UNLIMITED_STORE": str(folder / "store"),
         "INFERENCE_UNLIMITED_EVALUATION__TEXT": str(folder / "few.jsonl"),
     }
     build = subprocess.run(
@@ -101,4 +115,3 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert build.returncode == 0, build.stdout + build.stderr
-    return store

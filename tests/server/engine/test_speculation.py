@@ -165,7 +165,7 @@ def _fits(found: Counter[tuple[int, int]], draws: int) -> bool:
 
 def test_drawn_tokens_follow_the_model_and_not_the_drafts() -> None:
     """By frequency; taking every guess would be noticed."""
-    draws = 3000
+    draws = 1500
     assert _fits(_frequencies(model_like, draws), draws)
 
 
@@ -179,7 +179,7 @@ def test_taking_every_guess_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return type(token)(guess) if guess else token
 
     monkeypatch.setattr(Sampler, "choose", credulous)
-    draws = 3000
+    draws = 1500
     assert not _fits(_frequencies(model_like, draws), draws)
 
 
