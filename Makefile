@@ -29,7 +29,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup serve test check fmt lint test-slow test-system test-optimum bench bench-methods \
+.PHONY: help setup serve test check fmt lint test-slow test-system test-optimum bench bench-methods bench-peers \
 	bench-overload protos demo-model constraints config-reference image clean
 
 help: ## Show what there is.
@@ -112,6 +112,9 @@ test-optimum: $(STAMP) ## Prove the Optimum exporter with real optimum-onnx in i
 
 bench: $(STAMP) ## Measure against the peers; prints tables and writes benchmarks/results/.
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-peers: $(STAMP) ## Measure against llama.cpp, OpenVINO GenAI, onnxruntime-genai, optimum and transformers (hours).
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 bench-methods: $(STAMP) ## Compare all methods on the demo model; prints a table, writes build/methods/.
 	$(BIN)/python -m benchmarks.methods $(ARGS)

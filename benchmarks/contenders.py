@@ -1,7 +1,7 @@
 """What is measured: something that can be started, asked, paused and ended, again and again.
 
 Owns the life of a contender and what all of them share. Knows nothing of any one of them
-(``benchmarks.ours``, ``benchmarks.peers``), of turns and of reports.
+(``benchmarks.ours``, ``benchmarks.generate_peer``), of turns and of reports.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class Contender(ABC):
         self._place = place
         self._settings = place.settings
         self._running: Child | None = None
+        self.versions: dict[str, str] = {}
+        """Of its libraries, where they are not ours; known once it has started."""
 
     @property
     def child(self) -> Child:
@@ -107,6 +109,11 @@ class Contender(ABC):
     def client_cpu_s(self) -> float | None:
         """Processor seconds of its client; None when it has none."""
         return None
+
+    def scores(self, windows: list[list[int]], into: Path) -> None:
+        """Write the logits (windows, tokens, vocabulary) of texts as a NumPy file."""
+        limit_s = self._settings.answer_s
+        self.child.ask("scores", timeout_s=limit_s, windows=windows, into=str(into))
 
     @abstractmethod
     def _spawn(self) -> Child: ...

@@ -20,6 +20,7 @@ class Peer(Contender):
         worker: Module of ``benchmarks.workers``.
         python: Interpreter of its environment; None for ours.
         exported: Where it keeps what it made of the model, if it makes anything.
+        load: What else it is told when it loads.
         also_batched: Measure it once more with all prompts as one batch, for information.
     """
 
@@ -33,6 +34,7 @@ class Peer(Contender):
         worker: str,
         python: Path | None = None,
         exported: Path | None = None,
+        load: dict[str, Any] | None = None,
         also_batched: bool = False,
     ) -> None:
         super().__init__(name, place)
@@ -40,7 +42,7 @@ class Peer(Contender):
         self._worker = worker
         self._python = python
         self._exported = exported
-        self.versions: dict[str, str] = {}
+        self._told = load or {}
 
     def discard(self) -> None:
         """Delete the export."""
@@ -68,5 +70,6 @@ class Peer(Contender):
             model=str(self._place.model),
             threads=self._settings.threads,
             **arguments,
+            **self._told,
         )
         self.versions = answer["versions"]

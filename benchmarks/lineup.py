@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.child import Child
 from benchmarks.contenders import Contender, Place
+from benchmarks.generate_peer import Peer
 from benchmarks.ours import Engine, Server
-from benchmarks.peers import Peer
 
 BASELINE = "baseline"
 INT8 = "int8"

@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from artifacts.measure import open_scorer
+from artifacts.store import Store
 from benchmarks.child import Child, ChildError
 from benchmarks.contenders import Contender, Place
 from benchmarks.settings import KV_BYTES, MAX_LENGTH, SLOTS, STEP_TOKENS, write_config
@@ -21,7 +25,13 @@ class Server(Contender):
     """Our server with one variant, started from its command line, asked over gRPC."""
 
     def __init__(
-        self, name: str, place: Place, *, chain: list[dict[str, Any]], client: Child
+        self,
+        name: str,
+        place: Place,
+        *,
+        chain: list[dict[str, Any]],
+        client: Child,
+        max_length: int = MAX_LENGTH,
     ) -> None:
         super().__init__(name, place)
         self._client = client
@@ -33,6 +43,7 @@ class Server(Contender):
             variant=name,
             chain=chain,
             threads=place.settings.threads,
+            max_length=max_length,
         )
         self._target = ""
         self.artifact = ""
@@ -69,6 +80,14 @@ class Server(Contender):
             limit_s=self._settings.answer_s,
             **options,
         )
+
+    def scores(self, windows: list[list[int]], into: Path) -> None:
+        """Write the logits of texts: of the artifact that it serves, computed here."""
+        self.describe()
+        stored = Store(self._store).open(self.artifact)
+        scorer = open_scorer(stored.path("model.onnx"), stored.manifest.graph, threads=None)
+        found = [scorer.logits(np.array(window, np.int64), 0).copy() for window in windows]
+        np.save(into, np.stack(found))
 
     def client_cpu_s(self) -> float | None:
         """Processor seconds of the client."""

@@ -22,6 +22,12 @@ class Measure(StrEnum):
     FIRST_TOKEN = "first_token_s"  # noqa: S105 - no password
     OWN_GREEDY = "own_work_per_step_s_greedy"
     OWN_TOP_P = "own_work_per_step_s_top_p"
+    PREFILL_256 = "prefill_tokens_per_s_256"
+    PREFILL_2048 = "prefill_tokens_per_s_2048"
+    DECODE_1 = "decode_tokens_per_s_1_stream"
+    DECODE_4 = "decode_tokens_per_s_4_streams"
+    DECODE_8 = "decode_tokens_per_s_8_streams"
+    DECODE_16 = "decode_tokens_per_s_16_streams"
     PEAK = "peak_bytes"
     COLD_START = "cold_start_s"
     COLD_PEAK = "cold_start_peak_bytes"

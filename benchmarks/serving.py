@@ -22,9 +22,9 @@ from artifacts.machine import usable_cores
 from benchmarks import lineup
 from benchmarks.child import ChildError
 from benchmarks.contenders import ROOT, Place
+from benchmarks.generate_peer import Peer
 from benchmarks.optimum_environment import VARIABLE, optimum_python
 from benchmarks.ours import Server
-from benchmarks.peers import Peer
 from benchmarks.prompts import Prompts
 from benchmarks.report import markdown, show
 from benchmarks.results import Results, read_results

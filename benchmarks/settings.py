@@ -46,7 +46,14 @@ class Settings:
 
 
 def write_config(
-    path: Path, *, model: Path, store: Path, variant: str, chain: list[dict[str, Any]], threads: int
+    path: Path,
+    *,
+    model: Path,
+    store: Path,
+    variant: str,
+    chain: list[dict[str, Any]],
+    threads: int,
+    max_length: int = MAX_LENGTH,
 ) -> Path:
     """A config of our server with one variant; ports are free ones on loopback."""
     config = {
@@ -56,7 +63,7 @@ def write_config(
         "variants": {variant: chain},
         "engine": {
             "slots": SLOTS,
-            "max_length": MAX_LENGTH,
+            "max_length": max_length,
             "kv_bytes": KV_BYTES,
             "step_tokens": STEP_TOKENS,
             "threads": threads,

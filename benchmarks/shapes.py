@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WEIGHT_STD = 0.08  # large enough for logits to have a scale and for greedy text not to repeat
-_FORMAT = 1  # raise it when a folder written before must be written anew
+_FORMAT = 2  # raise it when a folder written before must be written anew
 _END = "<|endoftext|>"
 
 
@@ -47,7 +47,10 @@ SHAPES = {
     for shape in (
         # HuggingFaceTB/SmolLM2-135M
         Shape("smollm2-135m", 49_152, 576, 1_536, 30, 9, 3, 8_192),
-        Shape("tiny", 512, 64, 128, 2, 4, 2, 1_024),
+        # Qwen/Qwen2.5-0.5B and meta-llama/Llama-3.2-1B
+        Shape("qwen2.5-0.5b", 151_936, 896, 4_864, 24, 14, 2, 32_768),
+        Shape("llama-3.2-1b", 128_256, 2_048, 8_192, 16, 32, 8, 131_072),
+        Shape("tiny", 512, 64, 128, 2, 4, 2, 4_096),
     )
 }
 

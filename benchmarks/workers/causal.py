@@ -32,6 +32,16 @@ class Causal:
         tokens = [row for group in groups for row in self._continue(group, new_tokens)]
         return {"seconds": time.perf_counter() - begun_s, "tokens": tokens}
 
+    def scores(self, windows: list[list[int]], into: str) -> dict[str, Any]:
+        """Write the logits (windows, tokens, vocabulary) of texts, float32."""
+        import numpy as np
+        import torch
+
+        with torch.inference_mode():
+            logits = self._model(input_ids=torch.tensor(windows)).logits
+        np.save(into, logits.float().numpy())
+        return {}
+
     def _continue(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
         import torch
 

@@ -14,11 +14,12 @@ import grpc.experimental
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.workers.protocol import answer_requests
+from benchmarks.workers.schedule import Stream, answer_of
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 
 _CONNECT_S = 30.0
-_STREAMS = 64
+_STREAMS = 256
 
 
 class GrpcClient:
@@ -63,13 +64,9 @@ class GrpcClient:
         limit_s: float,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        at_s: list[float] | None = None,
     ) -> dict[str, Any]:
-        """Continue all prompts at the same time, one stream each.
-
-        Returns:
-            ``seconds`` from the first request to the last message, ``tokens`` of each stream,
-            ``first_token_s`` of each, and when (monotonic) the first token of all came.
-        """
+        """Continue prompts at the same time, or each from its moment on, one stream each."""
         sampling = pb.SamplingParameters(
             temperature=temperature, top_p=top_p, max_tokens=new_tokens, ignore_eos=True, seed=0
         )
@@ -77,32 +74,26 @@ class GrpcClient:
             pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), sampling=sampling) for ids in prompts
         ]
         begun_s = time.monotonic()
-        streams = [*self._threads.map(lambda request: self._stream(request, limit_s), requests)]
-        seconds = time.monotonic() - begun_s
-        firsts = [first for _, first in streams]
-        return {
-            "seconds": seconds,
-            "tokens": [tokens for tokens, _ in streams],
-            "first_token_s": [first - begun_s for first in firsts],
-            "first_token_at_s": min(firsts),
-        }
 
-    def _stream(self, request: pb.GenerateRequest, limit_s: float) -> tuple[list[int], float]:
-        tokens: list[int] = []
-        first_s = 0.0
+        def stream(request: pb.GenerateRequest, wanted_s: float) -> Stream:
+            time.sleep(max(begun_s + wanted_s - time.monotonic(), 0.0))
+            return self._stream(request, begun_s, limit_s)
+
+        moments = at_s or [0.0] * len(requests)
+        return answer_of([*self._threads.map(stream, requests, moments)], begun_s, new_tokens)
+
+    def _stream(self, request: pb.GenerateRequest, begun_s: float, limit_s: float) -> Stream:
+        stream = Stream()
         finish = None
         for response in self._stub.Generate(request, timeout=limit_s):
-            if not tokens and response.token_ids:
-                first_s = time.monotonic()
-            tokens.extend(response.token_ids)
+            stream.add(response.token_ids, time.monotonic() - begun_s)
             if response.HasField("finish"):
                 finish = response.finish
-        wanted = request.sampling.max_tokens
-        if finish is None or len(tokens) != wanted:
-            raise RuntimeError(f"A stream ended after {len(tokens)} of {wanted} tokens.")
+        if finish is None:
+            raise RuntimeError(f"A stream ended after {len(stream.tokens)} tokens.")
         if finish.usage.cached_tokens:
             raise RuntimeError("A prompt was answered from the cache of an earlier one.")
-        return tokens, first_s
+        return stream
 
 
 def _described(variant: pb.Variant) -> dict[str, Any]:

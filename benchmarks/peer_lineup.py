@@ -1,0 +1,157 @@
+"""Who meets in the bench against peers: recipes of ours, and rungs of others.
+
+Owns names, recipes and pairs. A row of ours may be compared with a rung of a peer only where it is
+as good on the demo model (``QUALITY_FACTOR``). Knows nothing of turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.child import Child
+from benchmarks.contenders import ROOT, Contender, Place
+from benchmarks.environments import python_with
+from benchmarks.generate_peer import Peer
+from benchmarks.llama_cpp import LlamaServer, build
+from benchmarks.optimum_environment import optimum_python
+from benchmarks.ours import Server
+
+QUALITY_FACTOR = 1.1
+"""The KL to float32 of a row of ours, over that of the rung that it stands against, at most."""
+INT4_32 = "ours-int4-b32"
+INT4_128 = "ours-int4-b128"
+INT8 = "ours-int8"
+FLOAT32 = "ours-float32"
+RECIPES: dict[str, list[dict[str, Any]]] = {
+    INT4_32: [{"quantize": {"method": "weight_only", "bits": 4, "block_size": 32}}],
+    INT4_128: [{"quantize": {"method": "weight_only", "bits": 4, "block_size": 128}}],
+    INT8: [{"quantize": {"method": "weight_only", "bits": 8, "block_size": 128}}],
+    FLOAT32: [],
+}
+"""Our rows, as chains."""
+
+_OPENVINO = "import openvino_genai; from optimum.intel import OVModelForCausalLM"
+# Its wheel fits only the torch that is published beside it, and nobody looks at pictures here.
+_NO_PICTURES = ("torchvision",)
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One way of a peer to serve the model.
+
+    Attributes:
+        label: In tables.
+        family: The peer it is of.
+        batches: Whether requests come and go while others run.
+    """
+
+    label: str
+    family: str
+    batches: bool = False
+
+
+RUNGS = {
+    "llama.cpp-Q4_0": Rung("llama.cpp Q4_0", "llama.cpp", batches=True),
+    "llama.cpp-Q4_K_M": Rung("llama.cpp Q4_K_M", "llama.cpp", batches=True),
+    "llama.cpp-Q8_0": Rung("llama.cpp Q8_0", "llama.cpp", batches=True),
+    "openvino-int4": Rung("OpenVINO GenAI int4, groups of 32", "openvino", batches=True),
+    "openvino-int8": Rung("OpenVINO GenAI int8", "openvino", batches=True),
+    "genai-int4": Rung("onnxruntime-genai int4, blocks of 32", "genai"),
+    "optimum": Rung("optimum ORTModelForCausalLM, float32", "optimum"),
+    "transformers": Rung("transformers, float32", "transformers"),
+}
+NAMES = (*RECIPES, *RUNGS)
+
+
+def label(name: str) -> str:
+    """How one is called in tables."""
+    return RUNGS[name].label if name in RUNGS else f"this server, {name.removeprefix('ours-')}"
+
+
+def streams(name: str) -> bool:
+    """Whether requests come and go while others run."""
+    return name in RECIPES or RUNGS[name].batches
+
+
+class Lineup:
+    """Makes contenders; what they need is set up once, by the first that needs it.
+
+    Args:
+        folder: For environments of peers.
+        grpc_client: The client of ours.
+        llama_client: The client of llama.cpp's server.
+        without: Names to leave out.
+    """
+
+    def __init__(
+        self, folder: Path, *, grpc_client: Child, llama_client: Child, without: Collection[str]
+    ) -> None:
+        self._folder = folder
+        self._grpc_client = grpc_client
+        self._llama_client = llama_client
+        self._names = [name for name in NAMES if name not in without]
+
+    def contenders(self, place: Place, max_length: int) -> list[Contender]:
+        """All of them for one model.
+
+        Args:
+            place: Where they live, and of which model.
+            max_length: Tokens of a prompt and its answer, at most.
+
+        Raises:
+            ChildError: An environment cannot be set up.
+        """
+        return [self._contender(name, place, max_length) for name in self._names]
+
+    def _contender(self, name: str, place: Place, max_length: int) -> Contender:
+        if name in RECIPES:
+            return Server(
+                name,
+                place,
+                chain=RECIPES[name],
+                client=self._grpc_client,
+                max_length=max_length,
+            )
+        exported = place.folder / "exports" / name
+        match RUNGS[name].family:
+            case "llama.cpp":
+                return LlamaServer(
+                    name,
+                    place,
+                    tools=build(self._folder / "llama.cpp"),
+                    rung=name.removeprefix("llama.cpp-"),
+                    client=self._llama_client,
+                    context=max_length,
+                )
+            case "openvino":
+                bits = 4 if name.endswith("int4") else 8
+                return Peer(
+                    name,
+                    place,
+                    worker="openvino_peer",
+                    python=self._python("openvino", _OPENVINO, without=_NO_PICTURES),
+                    exported=exported,
+                    load={"bits": bits},
+                )
+            case "genai":
+                python = self._python("genai", "import onnxruntime_genai, onnx_ir")
+                return Peer(name, place, worker="genai_peer", python=python, exported=exported)
+            case "optimum":
+                python = optimum_python(ROOT, None)
+                return Peer(
+                    name,
+                    place,
+                    worker="optimum_peer",
+                    python=python,
+                    exported=exported,
+                    also_batched=True,
+                )
+            case _:
+                return Peer(name, place, worker="transformers_peer", also_batched=True)
+
+    def _python(self, environment: str, check: str, *, without: Sequence[str] = ()) -> Path:
+        requirements = ROOT / "benchmarks" / "requirements" / f"{environment}.txt"
+        return python_with(self._folder / environment, requirements, check, without=without)
