@@ -23,11 +23,14 @@ QUALITY_FACTOR = 1.1
 """The KL to float32 of a row of ours, over that of the rung that it stands against, at most."""
 INT4_32 = "ours-int4-b32"
 INT4_128 = "ours-int4-b128"
+INT4_ALL = "ours-int4-b32-head4"
 INT8 = "ours-int8"
 FLOAT32 = "ours-float32"
+_INT4 = {"method": "weight_only", "bits": 4}
 RECIPES: dict[str, list[dict[str, Any]]] = {
-    INT4_32: [{"quantize": {"method": "weight_only", "bits": 4, "block_size": 32}}],
-    INT4_128: [{"quantize": {"method": "weight_only", "bits": 4, "block_size": 128}}],
+    INT4_32: [{"quantize": {**_INT4, "block_size": 32}}],
+    INT4_128: [{"quantize": {**_INT4, "block_size": 128}}],
+    INT4_ALL: [{"quantize": {**_INT4, "block_size": 32, "lm_head_bits": 4, "embedding_bits": 4}}],
     INT8: [{"quantize": {"method": "weight_only", "bits": 8, "block_size": 128}}],
     FLOAT32: [],
 }

@@ -28,7 +28,7 @@ BARS = {
     Measure.DECODE_8: 1.0,
     Measure.DECODE_16: 1.0,
 }
-"""Our best row over the best peer that it may be compared with, at least."""
+"""The best of our rows that are as good as a rung over that rung, at least, whichever rung."""
 
 
 def tables(results: PeerResults) -> Iterator[Table]:
@@ -55,7 +55,7 @@ def tables(results: PeerResults) -> Iterator[Table]:
         ),
     )
     yield Table(
-        "Bars: our best row over the best comparable peer",
+        "Bars: the rung that is hardest to beat, and the best row of ours that is as good",
         ("", "row", "peer", "at least", "measured (least to most)", ""),
         tuple(_bars(results)),
     )
@@ -161,7 +161,7 @@ def _against(best: tuple[str, Spread] | None) -> str:
 
 def _bars(results: PeerResults) -> Iterator[tuple[str, ...]]:
     for measure, at_least in BARS.items():
-        best = results.best_recipe(measure)
+        best = results.hardest(measure)
         if best is None:
             yield _TITLES[measure], "", "", f"{at_least:g}", "", "not measured"
             continue

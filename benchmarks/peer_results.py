@@ -79,19 +79,28 @@ class PeerResults:
                     found.append((ratio.median, rung, ratio))
         if not found:
             return None
-        _, rung, ratio = min(found)
+        _, rung, ratio = min(found, key=lambda one: one[0])
         return rung, ratio
 
-    def best_recipe(self, measure: Measure) -> tuple[str, str, Spread] | None:
-        """Our row that stands best against the peers it may be compared with."""
-        found = [
-            (best[1].median, ours, best)
-            for ours in RECIPES
-            if (best := self.best(measure, ours)) is not None
-        ]
+    def hardest(self, measure: Measure) -> tuple[str, str, Spread] | None:
+        """The rung that we stand worst against, with the row of ours that does best there.
+
+        A rung that no measured row is as good as does not count.
+        """
+        found: list[tuple[float, str, str, Spread]] = []
+        for rung in RUNGS:
+            rows = [
+                (ratio.median, ours, ratio)
+                for ours in RECIPES
+                if self.comparable(ours, rung)
+                and (ratio := self.samples.ratio(measure, ours, rung)) is not None
+            ]
+            if rows:
+                median, ours, ratio = max(rows, key=lambda row: row[0])
+                found.append((median, ours, rung, ratio))
         if not found:
             return None
-        _, ours, (rung, ratio) = max(found)
+        _, ours, rung, ratio = min(found, key=lambda one: one[0])
         return ours, rung, ratio
 
 

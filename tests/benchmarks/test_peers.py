@@ -97,10 +97,14 @@ def test_only_what_is_as_good_is_compared() -> None:
     assert best is not None
     assert (best[0], best[1].median) == ("llama.cpp-Q4_0", pytest.approx(1.2))
     assert found.best(Measure.DECODE_1, INT4_128) is None  # worse than all of them
-    worse = replace(found, quality={**QUALITY, INT4_128: 0.021})
-    row = worse.best_recipe(Measure.DECODE_1)
-    assert row is not None
-    assert (row[0], row[2].median) == (INT4_128, pytest.approx(1.8))
+    hardest = found.hardest(Measure.DECODE_1)
+    assert hardest is not None
+    assert hardest[:2] == (INT4_32, "llama.cpp-Q4_0")
+    # A faster row that is good enough for one rung leaves another as the hardest.
+    nearer = replace(found, quality={**QUALITY, INT4_128: 0.021}).hardest(Measure.DECODE_1)
+    assert nearer is not None
+    assert nearer[:2] == (INT4_32, "openvino-int4")
+    assert nearer[2].median == pytest.approx(1.5)
 
 
 def test_kl_is_that_of_the_formula() -> None:
