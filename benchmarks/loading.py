@@ -110,7 +110,7 @@ def main() -> None:
     for ratio in found:
         print(ratio)
     if options.out is not None:
-        content = {"rounds": [[_figures(turn) for turn in pair] for pair in rounds]}
+        content: dict[str, Any] = {"rounds": [[_figures(turn) for turn in pair] for pair in rounds]}
         content |= {ratio.title: ratio.rounds for ratio in found}
         options.out.write_text(json.dumps(content, indent=1), encoding="utf-8")
     sys.exit(1 if any(turn.failed for pair in rounds for turn in pair) else 0)

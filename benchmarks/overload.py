@@ -167,7 +167,7 @@ class Bench:
 
     def _own_s(self) -> float:
         times = self._process.cpu_times()
-        return time.process_time() + times.user + times.system
+        return time.process_time() + float(times.user + times.system)
 
 
 def queue_s(options: argparse.Namespace, heavy: Probe) -> float:

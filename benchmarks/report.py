@@ -13,8 +13,8 @@ from rich.table import Table as RichTable
 
 from benchmarks import lineup
 from benchmarks.bars import judge
-from benchmarks.results import Results
 from benchmarks.samples import Measure, Samples
+from benchmarks.serving_results import Results
 from benchmarks.settings import STREAMS
 from server.comparison.load import QUIET_CORES
 

@@ -27,9 +27,9 @@ from benchmarks.optimum_environment import VARIABLE, optimum_python
 from benchmarks.ours import Server
 from benchmarks.prompts import Prompts
 from benchmarks.report import markdown, show
-from benchmarks.results import Results, read_results
 from benchmarks.roster import Roster
 from benchmarks.samples import Samples
+from benchmarks.serving_results import Results, read_results
 from benchmarks.settings import Settings
 from benchmarks.shapes import SHAPES, make_model
 from benchmarks.starts import Starts

@@ -133,7 +133,7 @@ async def _measure(options: argparse.Namespace, work: Path) -> dict[int, Found]:
 
 def _server(model: str, work: Path, name: str, speculation: dict[str, Any] | None) -> ServerProcess:
     config = work / f"{name.replace(' ', '-')}.yaml"
-    variant = {"chain": [], "speculation": speculation}
+    variant: dict[str, Any] = {"chain": [], "speculation": speculation}
     content = {"model": model, "store": str(work / "store"), "variants": {"baseline": variant}}
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
     return ServerProcess(config, stderr=config.with_suffix(".log"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from benchmarks import lineup
 from benchmarks.report import markdown, tables
-from benchmarks.results import Results, read_results
 from benchmarks.samples import Measure, Sample, Samples
+from benchmarks.serving_results import Results, read_results
 from benchmarks.settings import Settings
 from server.comparison.machine import Machine
 
