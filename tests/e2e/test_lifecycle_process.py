@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from server.comparison.server_process import ServerProcess
 BASELINE: dict[str, Any] = {"baseline": []}
 # In no store that the tests share: it must be built.
 FRESH: dict[str, Any] = {"fresh": [{"quantize": {"method": "weight_only", "bits": 8}}]}
+
+
+# A window of a few bytes: what the client does not read stays on the server.
+NARROW = (("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0))
 
 
 def demo(store: Path, variants: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -67,19 +72,23 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_work(
     server = launch(write_config(**demo(demo_store, BASELINE)))
     server.wait_ready()
     ask = stub(server)
-    stream = ask.Generate(long_request(400), timeout=120)
-    tokens = list(next(stream).token_ids)
-    server.process.send_signal(signal.SIGTERM)
-    server.wait_for(lambda: server.get("/healthz")[0] == 503 or None)
-    with pytest.raises(grpc.RpcError) as refused:
-        ask.Complete(long_request(1), timeout=30)
-    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-    with grpc.insecure_channel(server.target) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+    with ExitStack() as stack:
+        # However long the checks take, the stream does not end before it is read.
+        narrow = stack.enter_context(grpc.insecure_channel(server.target, options=NARROW))
+        stream = inference_pb2_grpc.InferenceStub(narrow).Generate(long_request(400), timeout=120)
+        tokens = list(next(stream).token_ids)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(lambda: server.get("/healthz")[0] == 503 or None)
+        with pytest.raises(grpc.RpcError) as refused:
+            ask.Complete(long_request(1), timeout=30)
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        health = health_pb2_grpc.HealthStub(
+            stack.enter_context(grpc.insecure_channel(server.target))
+        )
         for name in ("", "baseline"):
             answer = health.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
-    messages = list(stream)
+        messages = list(stream)
     tokens += [token for message in messages for token in message.token_ids]
     assert len(tokens) == messages[-1].finish.usage.completion_tokens == 400
     assert server.process.wait(30) == 0
@@ -91,9 +100,7 @@ def test_sigterm_lets_a_slow_reader_have_the_whole_answer(
     """That the engine is done with an answer does not mean that its caller has it."""
     server = launch(write_config(**demo(demo_store, BASELINE)))
     server.wait_ready()
-    # A window of a few bytes: what the client does not read stays on the server.
-    options = (("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0))
-    with grpc.insecure_channel(server.target, options=options) as channel:
+    with grpc.insecure_channel(server.target, options=NARROW) as channel:
         stream = inference_pb2_grpc.InferenceStub(channel).Generate(long_request(500), timeout=120)
         next(stream)
         running = 'inference_running_requests{model="demo",variant="baseline"} 0.0'
