@@ -126,6 +126,37 @@ class Contender(ABC):
         """Continue prompts; ``seconds``, ``tokens`` and what else this contender tells."""
 
 
+class Served(Contender):
+    """A server that is asked by a client, which is a process of its own and serves others too."""
+
+    def __init__(self, name: str, place: Place, *, client: Child) -> None:
+        super().__init__(name, place)
+        self._client = client
+
+    def resume(self) -> None:
+        """Have a turn, over a connection of its own: the client served others meanwhile."""
+        super().resume()
+        self._connect()
+
+    def generate(self, prompts: list[list[int]], new_tokens: int, **options: Any) -> dict[str, Any]:
+        """Stream all prompts at the same time."""
+        return self._client.ask(
+            "generate",
+            timeout_s=self._settings.answer_s,
+            prompts=prompts,
+            new_tokens=new_tokens,
+            limit_s=self._settings.answer_s,
+            **options,
+        )
+
+    def client_cpu_s(self) -> float | None:
+        """Processor seconds of the client."""
+        return self._client.cpu_s()
+
+    @abstractmethod
+    def _connect(self) -> None: ...
+
+
 def child_environment() -> dict[str, str]:
     """Our environment without what would change a server's config, and without the network."""
     kept = {

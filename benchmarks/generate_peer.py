@@ -14,7 +14,7 @@ from benchmarks.contenders import Contender, Place
 
 
 class Peer(Contender):
-    """Another library's ``generate``; several prompts are served one after another.
+    """Another library, called in a process of its own.
 
     Args:
         worker: Module of ``benchmarks.workers``.
@@ -50,7 +50,7 @@ class Peer(Contender):
             shutil.rmtree(self._exported, ignore_errors=True)
 
     def generate(self, prompts: list[list[int]], new_tokens: int, **options: Any) -> dict[str, Any]:
-        """One prompt after another, or as one batch with ``batched``."""
+        """As its worker does; one after another, or as one batch with ``batched``, by most."""
         return self.child.ask(
             "generate",
             timeout_s=self._settings.answer_s,

@@ -12,15 +12,15 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.child import Child, ChildError
-from benchmarks.contenders import ROOT, Contender, Place
+from benchmarks.contenders import ROOT, Place, Served
 from benchmarks.environments import python_with
 
 _PACKAGE = "llama-cpp-python==0.3.36"
 _BUILD_S = 3600
 _OFF = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_OPENSSL", "LLAMA_USE_PREBUILT_UI")
+_PROGRAMS = ("llama-server", "llama-quantize")
 _SLOTS = 16
 
 
@@ -50,15 +50,15 @@ def build(folder: Path) -> Tools:
     )
     source = folder / "source" / "vendor" / "llama.cpp"
     programs = folder / "build" / "bin"
-    if not (programs / "llama-quantize").exists():
+    if not all((programs / name).exists() for name in _PROGRAMS):
         _fetch(python, folder)
         commands = python.parent
         cmake = [str(commands / "cmake"), "-S", str(source), "-B", str(folder / "build")]
         ninja = f"-DCMAKE_MAKE_PROGRAM={commands / 'ninja'}"
         release = ["-G", "Ninja", ninja, "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"]
         _run([*cmake, *release, *(f"-D{option}=OFF" for option in _OFF)])
-        targets = ["--target", "llama-server", "llama-quantize"]
-        _run([str(commands / "cmake"), "--build", str(folder / "build"), *targets])
+        target = ["--build", str(folder / "build"), "--target", *_PROGRAMS]
+        _run([str(commands / "cmake"), *target])
     return Tools(python, source, programs)
 
 
@@ -81,7 +81,7 @@ def _run(command: list[str]) -> None:
         raise ChildError(f"{' '.join(command)} failed; leave it out with --without.")
 
 
-class LlamaServer(Contender):
+class LlamaServer(Served):
     """llama.cpp's server with one quantization of the model.
 
     Args:
@@ -96,10 +96,9 @@ class LlamaServer(Contender):
     def __init__(
         self, name: str, place: Place, *, tools: Tools, rung: str, client: Child, context: int
     ) -> None:
-        super().__init__(name, place)
+        super().__init__(name, place, client=client)
         self._tools = tools
         self._rung = rung
-        self._client = client
         self._context = context
         self._file = place.folder / "gguf" / f"{rung}.gguf"
         self._port = 0
@@ -108,26 +107,6 @@ class LlamaServer(Contender):
     def discard(self) -> None:
         """Delete the quantized file; it is made anew by the next start."""
         self._file.unlink(missing_ok=True)
-
-    def resume(self) -> None:
-        """Have a turn: the client served others meanwhile."""
-        super().resume()
-        self._connect()
-
-    def client_cpu_s(self) -> float | None:
-        """Processor seconds of the client."""
-        return self._client.cpu_s()
-
-    def generate(self, prompts: list[list[int]], new_tokens: int, **options: Any) -> dict[str, Any]:
-        """Stream all prompts at the same time."""
-        return self._client.ask(
-            "generate",
-            timeout_s=self._settings.answer_s,
-            prompts=prompts,
-            new_tokens=new_tokens,
-            limit_s=self._settings.answer_s,
-            **options,
-        )
 
     def scores(self, windows: list[list[int]], into: Path) -> None:
         """Write the logits of texts."""

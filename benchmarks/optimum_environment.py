@@ -37,6 +37,5 @@ def optimum_python(root: Path, given: str | None) -> Path:
         return python_with(root / ".venv-optimum", requirements, _CHECK)
     except ChildError as error:
         raise ChildError(
-            f"{error} Give an interpreter with optimum-onnx in {VARIABLE}, or leave it out: "
-            "--without optimum."
+            f"{error} Or give an interpreter with optimum-onnx in {VARIABLE}."
         ) from error

@@ -15,13 +15,13 @@ import numpy as np
 from artifacts.measure import open_scorer
 from artifacts.store import Store
 from benchmarks.child import Child, ChildError
-from benchmarks.contenders import Contender, Place
+from benchmarks.contenders import Contender, Place, Served
 from benchmarks.settings import KV_BYTES, MAX_LENGTH, SLOTS, STEP_TOKENS, write_config
 
 _LISTENS = "gRPC "  # begins the line in which the server tells its address
 
 
-class Server(Contender):
+class Server(Served):
     """Our server with one variant, started from its command line, asked over gRPC."""
 
     def __init__(
@@ -33,8 +33,7 @@ class Server(Contender):
         client: Child,
         max_length: int = MAX_LENGTH,
     ) -> None:
-        super().__init__(name, place)
-        self._client = client
+        super().__init__(name, place, client=client)
         self._store = place.folder / "stores" / name
         self._config = write_config(
             place.folder / "configs" / f"{name}.yaml",
@@ -58,28 +57,12 @@ class Server(Contender):
         """Empty the store."""
         shutil.rmtree(self._store, ignore_errors=True)
 
-    def resume(self) -> None:
-        """Have a turn, over a connection of its own: the client served others meanwhile."""
-        super().resume()
-        self._connect()
-
     def describe(self) -> dict[str, Any]:
         """What the server says of its variant: artifact, size, quality."""
         answer = self._client.ask("variants", timeout_s=self._settings.answer_s)
         described: dict[str, Any] = answer["variants"][0]
         self.artifact = described["artifact"]
         return described
-
-    def generate(self, prompts: list[list[int]], new_tokens: int, **options: Any) -> dict[str, Any]:
-        """Stream all prompts at the same time."""
-        return self._client.ask(
-            "generate",
-            timeout_s=self._settings.answer_s,
-            prompts=prompts,
-            new_tokens=new_tokens,
-            limit_s=self._settings.answer_s,
-            **options,
-        )
 
     def scores(self, windows: list[list[int]], into: Path) -> None:
         """Write the logits of texts: of the artifact that it serves, computed here."""
@@ -88,10 +71,6 @@ class Server(Contender):
         scorer = open_scorer(stored.path("model.onnx"), stored.manifest.graph, threads=None)
         found = [scorer.logits(np.array(window, np.int64), 0).copy() for window in windows]
         np.save(into, np.stack(found))
-
-    def client_cpu_s(self) -> float | None:
-        """Processor seconds of the client."""
-        return self._client.cpu_s()
 
     def _spawn(self) -> Child:
         return self._place.child(self.name, [*_command_line(), "serve", str(self._config)])

@@ -6,7 +6,7 @@ as good on the demo model (``QUALITY_FACTOR``). Knows nothing of turns.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from benchmarks.llama_cpp import LlamaServer, build
 from benchmarks.optimum_environment import optimum_python
 from benchmarks.ours import Server
 
+_FLOAT = 1e-9  # nats: two that both compute in float32 are as good as each other
 QUALITY_FACTOR = 1.1
 """The KL to float32 of a row of ours, over that of the rung that it stands against, at most."""
 INT4_32 = "ours-int4-b32"
@@ -77,6 +78,37 @@ def label(name: str) -> str:
 def streams(name: str) -> bool:
     """Whether requests come and go while others run."""
     return name in RECIPES or RUNGS[name].batches
+
+
+def as_good(ours: float, rung: float) -> bool:
+    """Whether a row of ours may be compared with a rung, by their KLs to float32 in nats."""
+    return ours <= QUALITY_FACTOR * rung + _FLOAT
+
+
+def chosen_for_load(
+    capacities: Mapping[str, float], quality: Mapping[str, float]
+) -> dict[str, float]:
+    """Of each peer the rung that can take most, and of ours the best row that is as good as those.
+
+    Args:
+        capacities: By name, requests per second.
+        quality: By name, KL to float32 in nats.
+    """
+    best: dict[str, str] = {}
+    for name in sorted(capacities, key=capacities.__getitem__):
+        if name in RUNGS:
+            best[RUNGS[name].family] = name
+    rows = [
+        name
+        for name in capacities
+        if name in RECIPES
+        and all(
+            as_good(quality[name], quality[rung]) if {name, rung} <= quality.keys() else False
+            for rung in best.values()
+        )
+    ]
+    chosen = [*best.values(), *sorted(rows, key=capacities.__getitem__)[-1:]]
+    return {name: capacities[name] for name in chosen}
 
 
 class Lineup:

@@ -13,7 +13,7 @@ from benchmarks.peer_lineup import NAMES, QUALITY_FACTOR, RECIPES, label
 from benchmarks.peer_results import PeerResults
 from benchmarks.peer_turns import DECODE, PREFILL
 from benchmarks.poisson import BETWEEN_S, NEW_TOKENS, PROMPT_TOKENS, TTFT_S, LoadPoint
-from benchmarks.report import Table
+from benchmarks.report import Table, document, versions_of, where
 from benchmarks.samples import Measure, Spread
 from server.comparison.load import QUIET_CORES
 
@@ -78,14 +78,9 @@ def tables(results: PeerResults) -> Iterator[Table]:
 
 def notes(results: PeerResults) -> Iterator[str]:
     """What must be said beside the tables."""
-    machine = results.machine
-    yield (
-        f"{results.created}, {machine.processor} ({machine.isa}), {machine.cores} cores, "
-        f"{machine.memory_bytes / (1 << 30):.0f} GiB, {machine.system}, Python {machine.python}; "
-        f"{_versions(machine.libraries)}."
-    )
+    yield where(results.created, results.machine)
     for peer, versions in results.versions.items():
-        yield f"{label(peer)}: {_versions(versions)}."
+        yield f"{label(peer)}: {versions_of(versions)}."
     yield (
         f"Medians of {results.settings.rounds} rounds taken in turns; ratios are medians of each "
         "round's ratio. Where requests cannot come and go, several streams are one batch."
@@ -104,8 +99,7 @@ def notes(results: PeerResults) -> Iterator[str]:
 
 def markdown(results: PeerResults) -> str:
     """Tables and notes."""
-    parts = [table.markdown() for table in tables(results)]
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(results))]) + "\n"
+    return document(tables(results), notes(results))
 
 
 def write_plots(results: PeerResults, path: Path) -> None:
@@ -192,7 +186,3 @@ def _loads(results: PeerResults) -> Iterator[tuple[str, ...]]:
             ),
             f"{statistics.median(one.goodput for one in points):.2f}",
         )
-
-
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -9,13 +9,11 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from benchmarks.peer_lineup import QUALITY_FACTOR, RECIPES, RUNGS
+from benchmarks.peer_lineup import RECIPES, RUNGS, as_good
 from benchmarks.poisson import LoadPoint
 from benchmarks.samples import Measure, Sample, Samples, Spread
 from benchmarks.settings import Settings
 from server.comparison.machine import Machine
-
-_FLOAT = 1e-9  # nats: two that both compute in float32 are as good as each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class PeerResults:
         """Whether a row of ours is as good as a rung, so that their speeds may be compared."""
         if ours not in self.quality or rung not in self.quality:
             return False
-        return self.quality[ours] <= QUALITY_FACTOR * self.quality[rung] + _FLOAT
+        return as_good(self.quality[ours], self.quality[rung])
 
     def best(self, measure: Measure, ours: str) -> tuple[str, Spread] | None:
         """The comparable rung that a figure is hardest to beat of, and our ratio over it.

@@ -19,7 +19,7 @@ from rich.console import Console
 from artifacts.machine import usable_cores
 from benchmarks.child import ChildError
 from benchmarks.contenders import ROOT, Contender, Place
-from benchmarks.peer_lineup import NAMES, RECIPES, RUNGS, Lineup, streams
+from benchmarks.peer_lineup import NAMES, Lineup, chosen_for_load, streams
 from benchmarks.peer_quality import MODEL, divergences
 from benchmarks.peer_report import markdown, write_plots
 from benchmarks.peer_results import PeerResults, read_results
@@ -125,10 +125,7 @@ class _Bench:
     def _quality(self, lineup: Lineup, work: Path, cleanup: ExitStack) -> dict[str, float]:
         place = self._place(work / "demo", MODEL, _DEMO_VOCABULARY)
         roster = self._roster(lineup, place, _DEMO_LENGTH, cleanup)
-        names = [name for name in NAMES if name in RECIPES or name in RUNGS]
-        compared = [name for name in names if name not in (_REFERENCE, "optimum")]
-        quality = divergences(roster, _REFERENCE, compared, work / "scores")
-        return quality | dict.fromkeys((_REFERENCE, "optimum"), 0.0)
+        return divergences(roster, _REFERENCE, NAMES, work / "scores")
 
     def _shape(
         self,
@@ -155,7 +152,7 @@ class _Bench:
         capacities: dict[str, float] = {}
         loads: list[LoadPoint] = []
         if not self._options.no_load:
-            capacities = self._capacities(roster, prompts)
+            capacities = chosen_for_load(self._capacities(roster, prompts), quality)
             loads = self._loads(roster, prompts, capacities)
         return PeerResults(
             created=created.isoformat(timespec="seconds"),
@@ -172,17 +169,15 @@ class _Bench:
         )
 
     def _capacities(self, roster: Roster, prompts: Prompts) -> dict[str, float]:
-        """Of the best row of ours and of each peer that serves while others run."""
-        best: dict[str, tuple[float, str]] = {}
+        """Of everybody that serves while others run."""
+        found: dict[str, float] = {}
         for contender in roster.active():
             if streams(contender.name):
                 with roster.trying(contender, "capacity"):
                     contender.start()
-                    rate = capacity(contender, prompts, 0)
+                    found[contender.name] = capacity(contender, prompts, 0)
                     contender.end()
-                    family = _family(contender.name)
-                    best[family] = max(best.get(family, (0.0, "")), (rate, contender.name))
-        return {name: rate for rate, name in best.values()}
+        return found
 
     def _loads(
         self, roster: Roster, prompts: Prompts, capacities: dict[str, float]
@@ -244,10 +239,6 @@ def _build_what_is_missing(roster: Roster) -> None:
         with roster.trying(contender, "first start"):
             contender.start()
             contender.end()
-
-
-def _family(name: str) -> str:
-    return RUNGS[name].family if name in RUNGS else "ours"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Owns which figures stand where. Knows nothing of how they were taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from benchmarks.samples import Measure, Samples
 from benchmarks.serving_results import Results
 from benchmarks.settings import STREAMS
 from server.comparison.load import QUIET_CORES
+from server.comparison.machine import Machine
 
 _MIB = 1 << 20
 
@@ -78,14 +79,10 @@ def tables(results: Results) -> Iterator[Table]:
 
 def notes(results: Results) -> Iterator[str]:
     """What must be said beside the tables."""
-    machine, samples = results.machine, results.samples
-    yield (
-        f"{results.created}, {machine.processor} ({machine.isa}), {machine.cores} cores, "
-        f"{machine.memory_bytes / (1 << 30):.0f} GiB, {machine.system}, Python {machine.python}; "
-        f"{_versions(machine.libraries)}."
-    )
+    samples = results.samples
+    yield where(results.created, results.machine)
     for peer, versions in results.versions.items():
-        yield f"{peer}: {_versions(versions)}."
+        yield f"{peer}: {versions_of(versions)}."
     yield (
         f"Medians of {results.settings.rounds} rounds taken in turns; ratios are medians of each "
         f"round's ratio. Peers serve {STREAMS} prompts one after another."
@@ -114,10 +111,29 @@ def notes(results: Results) -> Iterator[str]:
         )
 
 
+def where(created: str, machine: Machine) -> str:
+    """When and on which machine a run was made."""
+    return (
+        f"{created}, {machine.processor} ({machine.isa}), {machine.cores} cores, "
+        f"{machine.memory_bytes / (1 << 30):.0f} GiB, {machine.system}, Python {machine.python}; "
+        f"{versions_of(machine.libraries)}."
+    )
+
+
+def versions_of(libraries: Mapping[str, str]) -> str:
+    """As a list in a sentence."""
+    return ", ".join(f"{name} {version}" for name, version in libraries.items())
+
+
+def document(tables: Iterable[Table], notes: Iterable[str]) -> str:
+    """Tables and notes as Markdown."""
+    parts = [table.markdown() for table in tables]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
+
+
 def markdown(results: Results) -> str:
     """Tables and notes for a README."""
-    parts = [table.markdown() for table in tables(results)]
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(results))]) + "\n"
+    return document(tables(results), notes(results))
 
 
 def show(results: Results, console: Console) -> None:
@@ -187,10 +203,6 @@ def _figure(samples: Samples, name: str, measure: Measure, form: str, scale: flo
 def _ratio(samples: Samples, name: str, measure: Measure, base: str) -> str:
     ratio = samples.ratio(measure, name, base)
     return "" if ratio is None else f"{ratio.median:.2f}"
-
-
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _line(cells: Iterable[str]) -> str:

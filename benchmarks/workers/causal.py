@@ -37,8 +37,9 @@ class Causal:
         import numpy as np
         import torch
 
+        ids = torch.tensor(windows)
         with torch.inference_mode():
-            logits = self._model(input_ids=torch.tensor(windows)).logits
+            logits = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         np.save(into, logits.float().numpy())
         return {}
 

@@ -14,7 +14,7 @@ import grpc.experimental
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.workers.protocol import answer_requests
-from benchmarks.workers.schedule import Stream, answer_of
+from benchmarks.workers.schedule import Stream, answer_of, wait_until
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 
@@ -76,7 +76,7 @@ class GrpcClient:
         begun_s = time.monotonic()
 
         def stream(request: pb.GenerateRequest, wanted_s: float) -> Stream:
-            time.sleep(max(begun_s + wanted_s - time.monotonic(), 0.0))
+            wait_until(begun_s + wanted_s)
             return self._stream(request, begun_s, limit_s)
 
         moments = at_s or [0.0] * len(requests)

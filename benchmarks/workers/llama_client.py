@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 from typing import Any
 
 from benchmarks.workers.protocol import answer_requests
-from benchmarks.workers.schedule import Stream, answer_of
+from benchmarks.workers.schedule import Stream, answer_of, wait_until
 
 _STREAMS = 256
 _EVENT = b"data: "
@@ -61,7 +61,7 @@ class LlamaClient:
         begun_s = time.monotonic()
 
         def stream(prompt: list[int], wanted_s: float) -> Stream:
-            time.sleep(max(begun_s + wanted_s - time.monotonic(), 0.0))
+            wait_until(begun_s + wanted_s)
             return self._stream(prompt, new_tokens, begun_s, limit_s)
 
         moments = at_s or [0.0] * len(prompts)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workers.protocol import answer_requests
-from benchmarks.workers.schedule import Stream, answer_of
+from benchmarks.workers.schedule import Stream, answer_of, wait_until
 
 _CACHE_GIB = 4
 _GROUP = 32  # weights that share a scale
@@ -69,7 +69,7 @@ class OpenVinoPeer:
                 self._count += 1
                 running[index] = self._pipeline.add_request(self._count, ids, config)
             if not running:
-                time.sleep(max(waiting[0][0] - now_s, 0.0))
+                wait_until(begun_s + waiting[0][0])
                 continue
             self._pipeline.step()
             now_s = time.monotonic() - begun_s

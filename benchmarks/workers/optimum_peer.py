@@ -45,7 +45,13 @@ class OptimumPeer:
             raise RuntimeError("load comes first.")
         return self._causal.generate(**arguments)
 
+    def scores(self, windows: list[list[int]], into: str) -> dict[str, Any]:
+        """See ``Causal.scores``."""
+        if self._causal is None:
+            raise RuntimeError("load comes first.")
+        return self._causal.scores(windows, into)
+
 
 if __name__ == "__main__":
     peer = OptimumPeer()
-    answer_requests({"load": peer.load, "generate": peer.generate})
+    answer_requests({"load": peer.load, "generate": peer.generate, "scores": peer.scores})

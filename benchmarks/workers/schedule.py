@@ -5,6 +5,7 @@ Needs the standard library only, so that it runs in any environment. Knows nothi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ class Stream:
         for token in tokens:
             self.tokens.append(int(token))
             self.arrivals_s.append(now_s)
+
+
+def wait_until(moment_s: float) -> None:
+    """Sleep up to a moment (monotonic): users come when they come, whatever the server does."""
+    time.sleep(max(moment_s - time.monotonic(), 0.0))
 
 
 def answer_of(streams: Sequence[Stream], begun_s: float, wanted: int) -> dict[str, Any]:

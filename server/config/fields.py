@@ -541,9 +541,8 @@ class Config(Section):
         min_length=1,
         max_length=64,
         description="Name of each variant and its chain: a list of stages (`[]` is the original "
-        "model), or a mapping with `chain` and `budget`, whose fields override those of `budget` "
-        "for this variant (`null` lifts a limit). The first is the default. Chains that are spaces "
-        "(docs/searching.md) are for `inference-unlimited search`.",
+        "model), or a mapping with `chain` and what else a variant has. The first is the default. "
+        "Chains that are spaces (docs/searching.md) are for `inference-unlimited search`.",
     )
     traffic: dict[VariantName, Weight] = Field(
         default_factory=dict,

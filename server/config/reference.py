@@ -32,7 +32,7 @@ a file are relative to that file. Unknown keys are errors, and all errors are sh
 
 def render() -> str:
     """The whole page."""
-    parts = [_INTRODUCTION, *_section("", Config)]
+    parts = [_INTRODUCTION, *_section("", Config, {})]
     return "\n".join(parts) + "\n"
 
 
@@ -55,22 +55,33 @@ def bounds(field: FieldInfo) -> str:
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that an annotation allows (none for a plain value)."""
-    options = [annotation, *typing.get_args(annotation)]
-    return [one for one in options if isinstance(one, type) and issubclass(one, BaseModel)]
+    """The sections that an annotation allows, also as a mapping's values; none for a plain one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [one for part in typing.get_args(annotation) for one in sections(part)]
 
 
-def _section(path: str, section: type[BaseModel]) -> Iterator[str]:
+def _section(
+    path: str, section: type[BaseModel], shown: dict[type[BaseModel], str]
+) -> Iterator[str]:
+    """A table, then those of the sections in it that were not ``shown`` elsewhere."""
     below = []
     yield "| key | value | default | |"
     yield "|---|---|---|---|"
     for name, field in section.model_fields.items():
         key = f"{path}{name}"
         inner = sections(field.annotation)
-        if inner:
+        if typing.get_origin(field.annotation) is dict and inner:
+            below.append((f"{key}.NAME", field, inner[0]))
+        elif inner and inner[0] in shown:
+            same = f"as [`{shown[inner[0]]}`](#{shown[inner[0]].replace('.', '').lower()})"
+            yield f"| `{key}` | {same} | unset | {field.description} |"
+            continue
+        elif inner:
+            shown[inner[0]] = key
             below.append((key, field, inner[0]))
             optional = "unset" if field.default is None else ""
-            link = f"[`{key}`](#{key.replace('.', '')})"
+            link = f"[`{key}`](#{key.replace('.', '').lower()})"
             yield f"| {link} | section | {optional} | {field.description} |"
             continue
         limits = bounds(field)
@@ -79,7 +90,7 @@ def _section(path: str, section: type[BaseModel]) -> Iterator[str]:
     yield ""
     for key, field, inner_section in below:
         yield f"## {key}\n\n{field.description}\n"
-        yield from _section(f"{key}.", inner_section)
+        yield from _section(f"{key}.", inner_section, shown)
 
 
 def default_of(field: FieldInfo) -> str:
@@ -99,6 +110,8 @@ def default_of(field: FieldInfo) -> str:
 
 def _words(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
+    if annotation is Any:
+        return "list of stages"
     if origin is typing.Annotated:
         return _words(typing.get_args(annotation)[0])
     if origin is typing.Literal:

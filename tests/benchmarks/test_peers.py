@@ -12,7 +12,15 @@ import pytest
 
 from benchmarks.child import ChildError
 from benchmarks.environments import python_with
-from benchmarks.peer_lineup import INT4_32, INT4_128, NAMES, RECIPES, RUNGS, streams
+from benchmarks.peer_lineup import (
+    INT4_32,
+    INT4_128,
+    NAMES,
+    RECIPES,
+    RUNGS,
+    chosen_for_load,
+    streams,
+)
 from benchmarks.peer_quality import mean_kl, windows
 from benchmarks.peer_report import markdown, tables, write_plots
 from benchmarks.peer_results import PeerResults, read_results
@@ -173,3 +181,20 @@ def test_the_worker_that_becomes_a_server_makes_what_is_missing(tmp_path: Path) 
         check=True,
     )
     assert (done.stdout, done.stderr) == ("", "served\n")  # all that it says goes to the log
+
+
+def test_under_load_our_row_is_as_good_as_the_rungs_it_meets() -> None:
+    """A faster one that is not as good stays away; what was not judged does too."""
+    capacities = {
+        INT4_32: 1.0,
+        INT4_128: 3.0,
+        "llama.cpp-Q4_0": 2.0,
+        "llama.cpp-Q8_0": 1.5,
+        "openvino-int4": 1.0,
+    }
+    assert chosen_for_load(capacities, QUALITY) == {
+        "llama.cpp-Q4_0": 2.0,
+        "openvino-int4": 1.0,
+        INT4_32: 1.0,
+    }
+    assert INT4_32 not in chosen_for_load(capacities, {})
