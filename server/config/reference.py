@@ -110,8 +110,6 @@ def default_of(field: FieldInfo) -> str:
 
 def _words(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
-    if annotation is Any:
-        return "list of stages"
     if origin is typing.Annotated:
         return _words(typing.get_args(annotation)[0])
     if origin is typing.Literal:
@@ -125,6 +123,7 @@ def _words(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return " or ".join(f"`{choice}`" for choice in annotation)
     names = {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}
+    names[Any] = "list of stages"  # which the optimizer judges
     return "bytes, such as `2GiB`" if annotation is ByteSize else names[annotation]
 
 

@@ -60,6 +60,12 @@ def test_the_walk_finds_a_field_without_bound_and_description() -> None:
     assert faults == ["size has no sentence that describes it", "size has no bound"]
 
 
+def test_the_reference_shows_what_a_variant_has() -> None:
+    """A mapping's sections are documented as any other."""
+    assert "| `variants.NAME.speculation.adaptive` | `true` or `false` | `true` |" in render()
+    assert "| `variants.NAME.budget` | as [`budget`](#budget) |" in render()
+
+
 def test_the_reference_is_what_the_fields_say() -> None:
     """docs/configuration.md is generated; `make config-reference` brings it up to date."""
     assert REFERENCE.read_text(encoding="utf-8") == render()
