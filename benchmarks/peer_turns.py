@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from benchmarks.child import ChildError
 from benchmarks.contenders import Contender
 from benchmarks.prompts import Prompts
 from benchmarks.roster import Roster
@@ -126,10 +127,21 @@ class _Turn:
 def pace(arrivals_s: Sequence[Sequence[float]]) -> float:
     """Tokens per second from when every stream has its first until the first one ends.
 
+    Of streams that never run all at the same time, as short ones of a tiny model, from the first
+    token to the last.
+
     Args:
         arrivals_s: Of each stream, when each token came.
+
+    Raises:
+        ChildError: All tokens came at once.
     """
     begun_s = max(stream[0] for stream in arrivals_s)
     ended_s = min(stream[-1] for stream in arrivals_s)
+    if ended_s <= begun_s:
+        begun_s = min(stream[0] for stream in arrivals_s)
+        ended_s = max(stream[-1] for stream in arrivals_s)
+    if ended_s <= begun_s:
+        raise ChildError("All tokens came at once, so there is no pace; ask for more of them.")
     count = sum(begun_s < moment <= ended_s for stream in arrivals_s for moment in stream)
     return count / (ended_s - begun_s)

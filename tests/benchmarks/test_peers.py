@@ -76,6 +76,10 @@ def test_pace_counts_while_all_streams_run() -> None:
     assert pace([[0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]]) == pytest.approx(4 / 2)
     # A prompt that is computed while others decode does not slow what is called decoding.
     assert pace([[0.0, 5.0, 6.0, 7.0], [5.0, 6.0, 7.0, 8.0]]) == pytest.approx(4 / 2)
+    # Streams that never run all at the same time.
+    assert pace([[0.0, 1.0], [2.0, 4.0]]) == pytest.approx(3 / 4)
+    with pytest.raises(ChildError, match="at once"):
+        pace([[1.0, 1.0]])
 
 
 def test_arrivals_are_independent_and_as_many_as_the_rate_says() -> None:
