@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from artifacts.errors import BugError
+from optimizers.errors import StageError
 from optimizers.stage import Outcome, Report, Stage, Work
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from artifacts.manifest import GraphSpec
     from optimizers.block_quantization import Blocks
     from optimizers.graph_flow import Reached
     from optimizers.linears import Linear
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 FLOAT = 32  # bits of what stays as it is
 FAST = 4  # the accuracy level that computes with int8 activations
-_LATER = {"mean_bits": None, "accuracy_level": FAST}
+_LATER = {"mean_bits": None, "accuracy_level": FAST, "forms": "one"}
 
 
 class QuantizeWeightOnly(Stage):
@@ -111,6 +113,19 @@ class QuantizeWeightOnly(Stage):
             "8-bit products always have 4."
         ),
     ] = 4
+
+    forms: Annotated[
+        Literal["one", "by_role", "auto", "adaptive"],
+        Field(
+            description="one: the weights as they are above. by_role: prompts are computed by a "
+            "second form of them, int8 with activations in int8 per row, which is faster for "
+            "many tokens at a time where the processor has VNNI, and takes memory; generated "
+            "tokens (and whatever gives logits) by the first. auto: by_role where a sweep of a "
+            "second, on the machine that builds, finds prompts to gain, else one. adaptive: the "
+            "second form computes whole steps of so many tokens as the sweep finds to gain, so a "
+            "result depends on who else is served: it is not reproducible."
+        ),
+    ] = "one"
 
     @property
     def calibrates(self) -> bool:
@@ -205,7 +220,64 @@ class QuantizeWeightOnly(Stage):
         report(0.9, "writing")
         linears.save(model, target)
         notes = told(plans, found)
-        return Outcome(notes=notes, plan=plans if notes else ())
+        plan = plans if notes else ()
+        if self.forms == "one":
+            return Outcome(notes=notes, plan=plan)
+        spec, note = self._second_form(work, target, report)
+        return Outcome(notes=(*notes, note), plan=plan, graph=spec)
+
+    def _second_form(
+        self, work: Work, target: Path, report: Report
+    ) -> tuple[GraphSpec | None, str]:
+        """Add the graph for prompts, where it pays; gives how both are run, and what was found."""
+        from artifacts.manifest import Forms
+        from optimizers import linears
+        from optimizers.forms_sweep import ROWS, rows_to_change
+        from optimizers.prompt_graph import write_prompt_graph
+        from optimizers.publish import PROMPTS
+
+        spec = work.graph_spec()
+        if spec.form != "packed":
+            raise StageError(
+                "Two forms of the weights need a graph in the packed form.",
+                path="forms",
+                remedy="Set forms to one for this model.",
+            )
+        rows: int | None = 1
+        note = "prompts are computed in int8"
+        if self.forms != "by_role":
+            report(0.92, "timing both forms of a product")
+            rows = rows_to_change(
+                linears.find_linears(linears.load(work.folder)),
+                self._blocks,
+                4 if self.bits == "mixed" else self.bits,
+                scratch=target,
+                threads=work.threads,
+            )
+            if rows is None:
+                return None, f"one form: int8 is no faster here, up to {ROWS[-1]} tokens at a time"
+            note = f"int8 is faster here from {rows} tokens on"
+        report(0.95, "writing the form for prompts")
+        choice: Literal["by_role", "adaptive"] = (
+            "adaptive" if self.forms == "adaptive" else "by_role"
+        )
+
+        write_prompt_graph(
+            work.folder, spec, target, self._replace_rest, scores=choice == "adaptive"
+        )
+        forms = Forms(choice=choice, prompts=PROMPTS, rows=rows or 1)
+        return spec.model_copy(update={"forms": forms}), note
+
+    def _replace_rest(self, model: Any, head: Linear | None, tables: list[Any]) -> None:
+        """Give a graph the head and the embeddings that the other form of it has."""
+        from optimizers.quantized_graph import QuantizedGraph
+
+        graph = QuantizedGraph(model, self._blocks)
+        if head is not None and (bits := self._or_bits(self.lm_head_bits)) < FLOAT:
+            graph.replace_linear(head, bits)
+        for node in tables:
+            if (bits := self._or_bits(self.embedding_bits)) < FLOAT:
+                graph.replace_table(node, bits)
 
     def _wanted(self) -> Wanted:
         from optimizers.weight_plan import Wanted
