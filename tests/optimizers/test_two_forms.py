@@ -267,10 +267,6 @@ def test_what_depends_on_others_is_measured_with_both_forms_in_turns(
     logits = SessionScorer(session).logits(tokens, 10)
     assert logits.shape == (30, 256)
     assert sizes == [8, 7, 8, 7, 8, 2]
-    exact = SessionScorer(_open(int8)).logits(tokens, 10)
-    assert np.abs(logits - exact).max() > 1e-6
-    for alike in (int8, _one_form(by_role)):
-        np.testing.assert_array_equal(
-            SessionScorer(_open(alike)).logits(tokens, 10)[:1],
-            _open(alike).step([Row(0, 0, tokens, 30)]).logits[:1],
-        )
+    for alone in (int8, _one_form(by_role)):
+        other = SessionScorer(_open(alone)).logits(tokens, 10)
+        assert np.abs(logits - other).max() > 1e-3 * np.abs(other).max()
