@@ -87,6 +87,8 @@ def notes(results: PeerResults) -> Iterator[str]:
     )
     for name, capacity in results.capacities.items():
         yield f"Capacity of {label(name)}: {capacity:.2f} requests/s."
+    for rung in results.unmatched():
+        yield f"NOT COMPARED: no row of ours is as good as {label(rung)}."
     for name, why in results.failures.items():
         yield f"FAILED: {label(name)} was left out: {why.splitlines()[0]}"
     disturbed = sum(sample.others_cores > QUIET_CORES for sample in results.samples)

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from benchmarks.peer_lineup import RECIPES, RUNGS, as_good
+from benchmarks.peer_lineup import REPRODUCIBLE, RUNGS, as_good
 from benchmarks.poisson import LoadPoint
 from benchmarks.samples import Measure, Sample, Samples, Spread
 from benchmarks.settings import Settings
@@ -80,16 +80,25 @@ class PeerResults:
         _, rung, ratio = min(found, key=lambda one: one[0])
         return rung, ratio
 
+    def unmatched(self) -> list[str]:
+        """The rungs that no reproducible row is as good as."""
+        return [
+            rung
+            for rung in RUNGS
+            if rung in self.quality
+            and not any(self.comparable(ours, rung) for ours in REPRODUCIBLE)
+        ]
+
     def hardest(self, measure: Measure) -> tuple[str, str, Spread] | None:
         """The rung that we stand worst against, with the row of ours that does best there.
 
-        A rung that no measured row is as good as does not count.
+        A rung that no measured row is as good as does not count (``unmatched``).
         """
         found: list[tuple[float, str, str, Spread]] = []
         for rung in RUNGS:
             rows = [
                 (ratio.median, ours, ratio)
-                for ours in RECIPES
+                for ours in REPRODUCIBLE
                 if self.comparable(ours, rung)
                 and (ratio := self.samples.ratio(measure, ours, rung)) is not None
             ]

@@ -19,7 +19,7 @@ from rich.console import Console
 from artifacts.machine import usable_cores
 from benchmarks.child import ChildError
 from benchmarks.contenders import ROOT, Contender, Place
-from benchmarks.peer_lineup import NAMES, Lineup, chosen_for_load, streams
+from benchmarks.peer_lineup import NAMES, Lineup, chosen_for_load, is_fitted, streams
 from benchmarks.peer_quality import MODEL, divergences
 from benchmarks.peer_report import markdown, write_plots
 from benchmarks.peer_results import PeerResults, read_results
@@ -124,7 +124,7 @@ class _Bench:
 
     def _quality(self, lineup: Lineup, work: Path, cleanup: ExitStack) -> dict[str, float]:
         place = self._place(work / "demo", MODEL, _DEMO_VOCABULARY)
-        roster = self._roster(lineup, place, _DEMO_LENGTH, cleanup)
+        roster = self._roster(lineup.contenders(place, _DEMO_LENGTH, fits=True), cleanup)
         return divergences(roster, _REFERENCE, NAMES, work / "scores")
 
     def _shape(
@@ -140,14 +140,13 @@ class _Bench:
         self._tell(f"model: {name}")
         place = self._place(work / name, make_model(work / "models", shape), shape.vocabulary)
         prompts = Prompts(shape.vocabulary)
-        roster = self._roster(lineup, place, _MAX_LENGTH, cleanup)
+        roster = self._roster(lineup.contenders(place, _MAX_LENGTH, fits=False), cleanup)
         contenders = roster.active()
         samples = Samples()
         starts = Starts(roster, load=self._load, quiet_s=self._settings.quiet_s)
-        if self._options.no_cold:
-            _build_what_is_missing(roster)
-        else:
-            starts.cold(samples)
+        if not self._options.no_cold:
+            starts.cold(samples, without=[one.name for one in contenders if is_fitted(one.name)])
+        _build_what_is_missing(roster)
         PeerTurns(roster, self._settings, prompts, load=self._load).run(samples)
         capacities: dict[str, float] = {}
         loads: list[LoadPoint] = []
@@ -221,8 +220,7 @@ class _Bench:
         prompt = Prompts(vocabulary).draw("start", 0, 1, self._settings.prompt_tokens)[0]
         return Place(folder, model, self._settings, prompt)
 
-    def _roster(self, lineup: Lineup, place: Place, max_length: int, cleanup: ExitStack) -> Roster:
-        contenders = lineup.contenders(place, max_length)
+    def _roster(self, contenders: Sequence[Contender], cleanup: ExitStack) -> Roster:
         for contender in contenders:
             cleanup.callback(contender.end)
         return Roster(contenders, self._tell)

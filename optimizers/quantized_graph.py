@@ -52,7 +52,13 @@ class QuantizedGraph:
         self._shared: dict[tuple[int, int], _Weights] = {}
 
     def replace_linear(
-        self, linear: Linear, bits: int, level: int = FAST, *, quantize: Quantizer | None = None
+        self,
+        linear: Linear,
+        bits: int,
+        level: int = FAST,
+        *,
+        quantize: Quantizer | None = None,
+        shares: bool = True,
     ) -> None:
         """Turn a product into ``MatMulNBits``; a Gemm's bias is added behind it.
 
@@ -61,11 +67,12 @@ class QuantizedGraph:
             bits: Per weight.
             level: 4 computes with int8 activations: the fast kernels, the only ones for 8 bits.
             quantize: For this product alone, unless it shares its weights with the embeddings.
+            shares: Whether it may: a tied head then has the embeddings' bytes.
         """
         import onnx_ir
 
         name = f"{linear.weight.name}_Q{bits}"
-        table = self._tied_table(linear)
+        table = self._tied_table(linear) if shares else None
         if table is None:
             weights = self._add(
                 name, (quantize or self._quantize)(linear.matrix().T, bits, whole=False), flat=False

@@ -85,8 +85,8 @@ class QuantizeWeightOnly(Stage):
         Field(
             description="rtn rounds to nearest; k_quant searches each block's scale for the "
             "least error; hqq lets few weights be further off so that most are nearer; gptq makes "
-            "up for errors on the calibration text (embeddings, and a head tied to them, are "
-            "rounded). Slower to build in this order, the same speed to serve."
+            "up for errors on the calibration text (embeddings, and a head that has their bits "
+            "and bytes, are rounded). Slower to build in this order, the same speed to serve."
         ),
     ] = "rtn"
     lm_head_bits: Annotated[
@@ -136,11 +136,18 @@ class QuantizeWeightOnly(Stage):
     def _measures(self) -> bool:
         return self.bits == "mixed" or self.accuracy_level == "auto"
 
+    @property
+    def _fits_head(self) -> bool:
+        """Whether gptq works on a tied head too: not where its bytes are the embeddings'."""
+        return self.algorithm == "gptq" and self.lm_head_bits != self.embedding_bits
+
     def identity(self) -> dict[str, Any]:
         """Fields that came later count where they are set, so that older recipes stay valid."""
         fields = super().identity()
         unset = {name for name, value in _LATER.items() if fields[name] == value}
-        return {name: value for name, value in fields.items() if name not in unset}
+        kept = {name: value for name, value in fields.items() if name not in unset}
+        # Before there was this, such a head was rounded.
+        return {**kept, "fits_head": True} if self._fits_head else kept
 
     def problem(self) -> tuple[str, str, str] | None:
         """Refuse what the algorithm cannot do, and fields that say different things."""
@@ -191,7 +198,13 @@ class QuantizeWeightOnly(Stage):
             report(begun + (0.9 - begun) * next(places) / count, "quantizing products")
             plan = planned[id(linear.node)]
             if plan.bits < FLOAT:
-                graph.replace_linear(linear, plan.bits, plan.accuracy_level, quantize=quantize)
+                graph.replace_linear(
+                    linear,
+                    plan.bits,
+                    plan.accuracy_level,
+                    quantize=quantize,
+                    shares=not self._fits_head,
+                )
 
         def replace_reached(reached: Reached) -> None:
             quantize = Fitted(
