@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from benchmarks.ours import Weights
 from benchmarks.peer_lineup import REPRODUCIBLE, RUNGS, as_good
 from benchmarks.poisson import LoadPoint
 from benchmarks.samples import Measure, Sample, Samples, Spread
@@ -41,6 +42,7 @@ class PeerResults:
     parameters: int
     versions: dict[str, dict[str, str]]
     quality: dict[str, float]
+    weights: dict[str, Weights]
     capacities: dict[str, float]
     loads: list[LoadPoint]
     failures: dict[str, str]
@@ -52,6 +54,7 @@ class PeerResults:
         content |= {
             "machine": asdict(self.machine),
             "settings": asdict(self.settings),
+            "weights": {name: asdict(sizes) for name, sizes in self.weights.items()},
             "loads": [asdict(load) for load in self.loads],
             "samples": [asdict(sample) for sample in self.samples],
         }
@@ -121,6 +124,7 @@ def read_results(path: Path) -> PeerResults:
             **content,
             "machine": Machine(**machine),
             "settings": Settings(**content["settings"]),
+            "weights": {name: Weights(**one) for name, one in content["weights"].items()},
             "loads": [LoadPoint(**load) for load in content["loads"]],
             "samples": Samples(samples),
         }

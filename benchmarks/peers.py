@@ -19,6 +19,7 @@ from rich.console import Console
 from artifacts.machine import usable_cores
 from benchmarks.child import ChildError
 from benchmarks.contenders import ROOT, Contender, Place
+from benchmarks.ours import Server, Weights
 from benchmarks.peer_lineup import NAMES, Lineup, chosen_for_load, is_fitted, streams
 from benchmarks.peer_quality import MODEL, divergences
 from benchmarks.peer_report import markdown, write_plots
@@ -146,7 +147,7 @@ class _Bench:
         starts = Starts(roster, load=self._load, quiet_s=self._settings.quiet_s)
         if not self._options.no_cold:
             starts.cold(samples, without=[one.name for one in contenders if is_fitted(one.name)])
-        _build_what_is_missing(roster)
+        weights = _build_what_is_missing(roster)
         PeerTurns(roster, self._settings, prompts, load=self._load).run(samples)
         capacities: dict[str, float] = {}
         loads: list[LoadPoint] = []
@@ -161,6 +162,7 @@ class _Bench:
             parameters=shape.parameters,
             versions={each.name: each.versions for each in contenders if each.versions},
             quality=quality,
+            weights=weights,
             capacities=capacities,
             loads=loads,
             failures=roster.failures,
@@ -231,12 +233,21 @@ class _Bench:
         )
 
 
-def _build_what_is_missing(roster: Roster) -> None:
-    """A first start may make something; those that are measured must not."""
+def _build_what_is_missing(roster: Roster) -> dict[str, Weights]:
+    """A first start may make something; those that are measured must not.
+
+    Returns:
+        Sizes of our rows' weights.
+    """
+    weights: dict[str, Weights] = {}
     for contender in roster.active():
         with roster.trying(contender, "first start"):
             contender.start()
+            if isinstance(contender, Server):
+                contender.describe()
+                weights[contender.name] = contender.weights()
             contender.end()
+    return weights
 
 
 if __name__ == "__main__":

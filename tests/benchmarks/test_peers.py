@@ -14,6 +14,7 @@ import pytest
 from artifacts.manifest import GraphSpec
 from benchmarks.child import ChildError
 from benchmarks.environments import python_with
+from benchmarks.ours import Weights
 from benchmarks.peer_lineup import (
     ADAPTIVE,
     GPTQ,
@@ -30,7 +31,7 @@ from benchmarks.peer_lineup import (
 from benchmarks.peer_quality import mean_kl, windows
 from benchmarks.peer_report import markdown, notes, tables, write_plots
 from benchmarks.peer_results import PeerResults, read_results
-from benchmarks.peer_turns import pace
+from benchmarks.peer_turns import MEMORY, pace
 from benchmarks.poisson import moments, point
 from benchmarks.samples import Measure, Sample, Samples
 from benchmarks.settings import Settings
@@ -59,6 +60,9 @@ def results() -> PeerResults:
             ("genai-int4", 30.0),
         ):
             samples.add(Sample(name, Measure.DECODE_1, round_, drift * value))
+        samples.add(Sample(MEMORY, Measure.BANDWIDTH, round_, drift * 20e9))
+        samples.add(Sample(INT4, Measure.PEAK, round_, 700 << 20))
+        samples.add(Sample(INT4, Measure.WARM_START, round_, 2.5))
     answer = {"arrivals_s": [[1.5, 1.6, 1.8], [3.0, 3.5, 4.0]], "seconds": 4.0}
     load = point(answer, [1.0, 2.0], contender=INT4, round_=0, share="70% of its own", rate=1.0)
     return PeerResults(
@@ -71,6 +75,7 @@ def results() -> PeerResults:
         parameters=1_000_000,
         versions={"genai-int4": {"onnxruntime-genai": "0"}},
         quality=QUALITY,
+        weights={INT4: Weights(loaded_bytes=400 << 20, bytes_per_token=300_000_000)},
         capacities={INT4: 2.0},
         loads=[load],
         failures={},
@@ -147,6 +152,12 @@ def test_results_survive_a_file_and_tables_are_rectangular(tmp_path: Path) -> No
         assert all(len(row) == len(table.header) for row in table.rows)
     decode = next(table for table in tables(read) if table.title.startswith("Bars")).rows[1]
     assert decode[3:] == ("1.2", "1.20 (1.20 to 1.20)", "pass")
+    limits = next(table for table in tables(read) if table.title.startswith("Our rows by them"))
+    assert [row[2:] for row in limits.rows] == [
+        ("at least 75%", "90%", "pass"),  # 60 tokens of 300 MB in 20 GB, in each round
+        ("770", "700", "pass"),
+        ("2", "2.50", "FAIL"),
+    ]
     write_plots(read, tmp_path / "plots.html")
     assert "llama.cpp Q4_0" in (tmp_path / "plots.html").read_text(encoding="utf-8")
 
