@@ -23,7 +23,12 @@ _COPIED = ("tokenizer_config.json", "generation_config.json", "chat_template.jin
 
 
 def add_files(
-    store: Store, *, onnx_folder: Path, config_folder: Path, text_folder: Path
+    store: Store,
+    *,
+    onnx_folder: Path,
+    config_folder: Path,
+    text_folder: Path,
+    is_spare: bool = False,
 ) -> tuple[FileEntry, ...]:
     """Keep all files of an artifact as blobs.
 
@@ -32,8 +37,9 @@ def add_files(
         onnx_folder: Holds ``model.onnx`` and ``model.onnx.data``.
         config_folder: The model folder whose ``config.json`` describes these weights.
         text_folder: The original model's folder: tokenizer, template and generation defaults.
+        is_spare: The weights are moved out of ``onnx_folder``, which nobody needs any more.
     """
-    digest, size = store.add_blob(onnx_folder / WEIGHTS)
+    digest, size = store.add_blob(onnx_folder / WEIGHTS, is_spare=is_spare)
     entries = [FileEntry(name=WEIGHTS, size_bytes=size, sha256=digest)]
     contents = {
         MODEL: relocated(onnx_folder / MODEL, digest),
