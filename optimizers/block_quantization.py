@@ -1,8 +1,8 @@
 """Weights in blocks of low-bit integers, each with a scale and perhaps a zero point.
 
 Owns the packed layout that ``MatMulNBits`` and ``GatherBlockQuantized`` share (com.microsoft
-operators), the call of ONNX Runtime's own quantizers, and the check that zero stays zero. Knows
-nothing of graphs.
+operators), the choice of the rounding, and the check that zero stays zero. Knows nothing of
+graphs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from optimizers import half_quadratic
 from optimizers.errors import StageError
+from optimizers.nearest import round_to_nearest
 from optimizers.rows import Rows, iterate_blocks
 
 Algorithm = Literal["rtn", "k_quant", "hqq"]
 Part = Literal["packed", "scales", "zero_points"]
+_NO_ZERO_POINT = 8  # as ONNX Runtime fills up the last byte of a row
 _SMALLEST_BLOCK = 16  # that the kernels know
 _FITS = 4  # rounds; more gain less than a thousandth
 _TINY = np.finfo(np.float32).tiny
-_ROWS_AT_ONCE = 1 << 19  # elements; temporaries of the search then stay in a core's cache
+_ROWS_AT_ONCE = 1 << 18  # elements; temporaries of the search then stay in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,22 +235,16 @@ def whole_block_size(columns: int, block_size: int) -> int:
 def round_blocks(
     matrix: NDArray[np.float32], bits: int, block_size: int, *, is_symmetric: bool
 ) -> Blocks:
-    """Round (N, K) to nearest, by the quantizer inside ONNX Runtime's math library (MLAS).
-
-    Its symmetric form gives the larger end of a block the whole signed range (-8 and not +7).
-    """
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        DefaultWeightOnlyQuantizer,
+    """Round (N, K) to nearest."""
+    integers, scales, zeros = round_to_nearest(matrix, bits, block_size, is_symmetric=is_symmetric)
+    rows, count, _ = integers.shape
+    return Blocks(
+        packed=pack(integers.reshape(rows, -1), bits).reshape(rows, count, -1),
+        scales=scales,
+        zero_points=None if is_symmetric else pack(zeros, bits, filler=_NO_ZERO_POINT),
+        bits=bits,
+        block_size=block_size,
     )
-
-    config = DefaultWeightOnlyQuantConfig(
-        block_size=block_size, is_symmetric=is_symmetric, bits=bits
-    )
-    packed, scales, zero_points = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
-        np.ascontiguousarray(matrix.T)
-    )
-    return Blocks(packed, scales, None if is_symmetric else zero_points, bits, block_size)
 
 
 def _fit(matrix: NDArray[np.float32], blocks: Blocks) -> Blocks:
@@ -319,12 +315,12 @@ def _fit_scales(
     return values, scales.astype(np.float32)
 
 
-def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def pack(values: NDArray[np.uint8], bits: int, *, filler: int = 0) -> NDArray[np.uint8]:
     """Pack (N, n) small integers into (N, ceil(n * bits / 8)) bytes."""
     if bits == 8:
         return np.ascontiguousarray(values)
     if values.shape[1] % 2:
-        values = np.pad(values, ((0, 0), (0, 1)))
+        values = np.pad(values, ((0, 0), (0, 1)), constant_values=filler)
     packed = values[:, ::2] | (values[:, 1::2] << 4)
     return packed.astype(np.uint8, copy=False)
 

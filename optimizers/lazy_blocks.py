@@ -48,7 +48,7 @@ class LazyBlocks:
 def add_lazy_weight(
     model: Any, name: str, blocks: LazyBlocks, part: Part, *, flat: bool = False
 ) -> Any:
-    """Add a part of the blocks as an initializer; ``flat``: with one dimension for a row's bytes."""
+    """Add a part of the blocks as an initializer; ``flat``: a row's bytes are one dimension."""
     import onnx_ir
 
     rows, *dims = blocks.form.shape(part)

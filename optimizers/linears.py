@@ -70,9 +70,7 @@ def load(folder: Path) -> Any:
     return onnx_ir.load(folder / MODEL)
 
 
-def save(
-    model: Any, folder: Path, progress: Callable[[float], None] = lambda fraction: None
-) -> None:
+def save(model: Any, folder: Path, progress: Callable[[float], None] | None = None) -> None:
     """Write ``model.onnx`` and ``model.onnx.data`` into a folder.
 
     Weights that are made when they are asked for are made here, one after the other: ``progress``
@@ -89,7 +87,7 @@ def save(
         external_data=WEIGHTS,
         alignment=_ALIGNMENT,
         align_threshold=0,
-        callback=lambda _, place: progress(place.index / place.total),
+        callback=lambda _, place: progress(place.index / place.total) if progress else None,
     )
 
 

@@ -1,6 +1,6 @@
 """A matrix that is read a few rows at a time, as float32, wherever its numbers lie.
 
-Owns how the constants of a graph become such matrices. Knows nothing of who reads them, or of files.
+Owns how the constants of a graph become such matrices. Knows nothing of who reads them.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def _layers(decoder: Decoder, weights: Mapping[str, torch.Tensor]) -> int:
         (frozenset(kind), *(json.dumps(value[layer]) for value in per_layer))
         for layer, kind in enumerate(kinds)
     ]
-    first = {kind: layer for layer, kind in reversed(list(enumerate(seen)))}
-    return min(max(_LEAST_LAYERS, max(first.values()) + 1), decoder.layers)
+    last_new = max(seen.index(kind) for kind in seen)
+    return min(max(_LEAST_LAYERS, last_new + 1), decoder.layers)
 
 
 def _layer(name: str) -> int | None:

@@ -71,16 +71,15 @@ class SourceRows:
         """Read some."""
         return _read(self._tensor[part], self._forget)
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Which numbers these are, told without reading them."""
+        tensor = self._tensor
+        return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
     def is_same(self, other: object) -> bool:
-        """Whether these are the same numbers, seen without reading them."""
-        return isinstance(other, SourceRows) and all(
-            (
-                self._tensor.data_ptr() == other._tensor.data_ptr(),
-                self._tensor.dtype == other._tensor.dtype,
-                self._tensor.shape == other._tensor.shape,
-                self._tensor.stride() == other._tensor.stride(),
-            )
-        )
+        """Whether these are the same numbers in the same place."""
+        return isinstance(other, SourceRows) and self.place == other.place
 
 
 def _read(tensor: torch.Tensor, forget: Callable[[], None]) -> NDArray[np.float32]:

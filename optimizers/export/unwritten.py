@@ -103,14 +103,14 @@ def _verify_miniature(
     verdict = verify(scratch / "graph" / MODEL_FILE, graph, reference, threads=threads)
     if verdict.mismatch is not None:
         raise UnwrittenError(f"in a miniature, {verdict.mismatch}")
+    note = (
+        f"verified on a miniature with {miniature.layers} of {whole.layers} layers and "
+        f"{miniature.tokens} of {whole.vocab_size} tokens; the whole graph was built alike"
+    )
     return ExportRecord(
         exporter="mobius",
         max_logit_error=verdict.max_logit_error,
         logit_scale=reference.scale,
         tokens_compared=verdict.tokens_compared,
-        notes=(
-            f"verified on a miniature with {miniature.layers} of {whole.layers} layers and "
-            f"{miniature.tokens} of {whole.vocab_size} tokens; the whole graph was built alike",
-            *reference.notes,
-        ),
+        notes=(note, *reference.notes),
     )
