@@ -72,11 +72,7 @@ class Judging:
 
     def waiting(self) -> list[str]:
         """The variants that serve before they are measured."""
-        return [
-            name
-            for name in self.variants.names()
-            if self._is_unverified(name) or self._is_unmeasured(name)
-        ]
+        return [name for name in self.variants.names() if self._waits(name)]
 
     async def before_serving(
         self, name: str, artifact: str, manifest: Manifest, attempt: Attempt, *, may_wait: bool
@@ -116,7 +112,7 @@ class Judging:
             OverBudgetError: It may serve no longer.
         """
         request = self.request(name, attempt.planned)
-        is_judged = self._is_unverified(name)
+        is_judged = self._is_judged(name)
         try:
             quality = await self._measure(request, artifact, lambda _: None)
         except OptimizerError as error:
@@ -125,9 +121,11 @@ class Judging:
             else:
                 _log.warning("cannot be measured", variant=name, error=str(error))
             return
-        if self._is_unverified(name):  # else the engine has lost it meanwhile
+        if not self._waits(name):  # the engine has lost it meanwhile
+            return
+        if is_judged:
             self._decide(name, manifest.measured(quality), attempt)
-        elif not is_judged and self._is_unmeasured(name):
+        else:
             self.variants.change(name, manifest=manifest.measured(quality))
 
     def _decide(self, name: str, manifest: Manifest, attempt: Attempt) -> None:
@@ -164,16 +162,17 @@ class Judging:
             and view.budget.state is BudgetState.UNVERIFIED
         )
 
-    def _is_unmeasured(self, name: str) -> bool:
-        """Whether it serves though nothing tells what it lost, which no limit asks for."""
-        view = self.variants.get(name)
+    def _is_judged(self, name: str) -> bool:
+        """Whether a limit needs its figures."""
         budget = self.budgets.get(name)
-        return (
-            view is not None
-            and view.state is VariantState.READY
-            and view.is_unmeasured
-            and not (budget is not None and budget.needs_quality)
-        )
+        return budget is not None and budget.needs_quality
+
+    def _waits(self, name: str) -> bool:
+        """Whether it serves, and its figures are still to come."""
+        if self._is_judged(name):
+            return self.budgets[name].when is When.AFTER_SERVING and self._is_unverified(name)
+        view = self.variants.get(name)
+        return view is not None and view.state is VariantState.READY and view.is_unmeasured
 
     def _give_up(self, name: str, attempt: Attempt, error: OptimizerError) -> None:
         _log.error("the budget cannot be judged", variant=name, error=str(error))
