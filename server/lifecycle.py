@@ -112,7 +112,9 @@ class Lifecycle:
 
     async def bring_up(self, name: str, planned: PlannedVariant, budget: Budget | None) -> None:
         """Bring one variant up while others serve; ``Variants`` knows it already."""
-        self.planned[name] = planned
+        # Who loads one meanwhile wants to know what it lost before anybody is sent there, and may
+        # want it gone again at once: it is measured as it is built.
+        self.planned[name] = planned.model_copy(update={"streams": False})
         self.budgets.pop(name, None)
         if budget is not None:
             self.budgets[name] = budget
