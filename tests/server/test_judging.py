@@ -595,12 +595,15 @@ async def test_what_is_loaded_later_is_measured_first(scene: Make) -> None:
     assert stage.workshop.builds == [("quantize", True)]
 
 
-async def test_figures_that_never_came_are_taken_at_the_next_start(scene: Make) -> None:
-    """The server may have ended while it measured."""
-    stage = scene(None, stored={"quantize"}, unmeasured={"quantize"}, **STREAMED)
+@pytest.mark.parametrize("serves", [True, False])
+async def test_figures_that_never_came_are_taken_at_the_next_start(
+    scene: Make, *, serves: bool
+) -> None:
+    """The server may have ended while it measured; a build alone takes them too."""
+    stage = scene(None, stored={"quantize"}, unmeasured={"quantize"}, serves=serves, **STREAMED)
     view = await stage.run()
     assert stage.workshop.builds == [("original", True)]
-    assert stage.workshop.judged == [("quantize", True)]
+    assert [artifact for artifact, _ in stage.workshop.judged] == ["quantize"]
     assert not view.is_unmeasured
 
 
