@@ -102,7 +102,7 @@ def quantize_step(
 def _import_libraries() -> None:
     """Import what every export needs, with the collector kept from it.
 
-    Going through what imports leave, again and again, takes a sixth of their time and finds nothing.
+    Going through what they leave, again and again, takes a sixth of their time and finds nothing.
     """
     gc.disable()
     try:
