@@ -47,12 +47,17 @@ class FieldError(Frozen):
 
 
 class PlannedVariant(Frozen):
-    """A variant whose chain is valid; ``artifact`` is set when the store already holds it."""
+    """A variant whose chain is valid; ``artifact`` is set when the store already holds it.
+
+    ``streams`` tells whether a build that does not measure goes from the model's weights to those
+    of the artifact in one pass, which takes seconds where all steps take minutes.
+    """
 
     recipe: str
     chain: tuple[dict[str, dict[str, Any]], ...]
     artifact: str | None = None
     warnings: tuple[str, ...] = ()
+    streams: bool = False
 
 
 class PlanResponse(Frozen):
@@ -66,7 +71,8 @@ class PlanResponse(Frozen):
 class BuildRequest(Frozen):
     """Build one variant into the store.
 
-    Without ``measure`` the artifact is published at once, and ``judge`` is to give it its figures.
+    Without ``measure`` the artifact is published at once, and ``judge`` is to give it its figures;
+    a chain that ``streams`` is then built without anything in between.
     """
 
     model: str

@@ -134,8 +134,12 @@ class Store:
             self._remember(record, seen)
         return stored
 
-    def add_blob(self, path: Path) -> tuple[str, int]:
+    def add_blob(self, path: Path, *, is_spare: bool = False) -> tuple[str, int]:
         """Keep a copy of a file's content.
+
+        Args:
+            path: The file.
+            is_spare: It lies in this store and is nobody else's: it may be moved.
 
         Returns:
             The content's SHA-256 and its size in bytes.
@@ -146,10 +150,11 @@ class Store:
         with storing(self.root):
             if target.is_file() and not target.is_symlink() and sha256_file(target) == digest:
                 return digest, size
-            draft = self.layout.tmp / f"{digest}.{secrets.token_hex(8)}"
+            draft = path if is_spare else self.layout.tmp / f"{digest}.{secrets.token_hex(8)}"
             try:
                 # A copy and no hard link: readers of ONNX weights refuse files with several names.
-                shutil.copyfile(path, draft)
+                if not is_spare:
+                    shutil.copyfile(path, draft)
                 draft.chmod(0o444)
                 sync_file(draft)
                 draft.replace(target)

@@ -60,6 +60,9 @@ def write_config(
         "model": str(model),
         "store": str(store),
         "offline": True,
+        # A limit that nothing exceeds has the variant measured before it serves: a cold start then
+        # contains it, and nothing is measured beside the turns.
+        "budget": {"kl_mean": 1000, "on_breach": "warn"},
         "variants": {variant: chain},
         "engine": {
             "slots": SLOTS,

@@ -14,6 +14,7 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,23 +56,27 @@ SHAPES = {
 }
 
 
-def make_model(folder: Path, shape: Shape, seed: int = 0) -> Path:
+def make_model(
+    folder: Path, shape: Shape, seed: int = 0, dtype: Literal["float32", "float16"] = "float32"
+) -> Path:
     """The folder of a model, written if it is not there yet.
 
     Args:
         folder: Where models lie; the model gets a folder of its own in it.
         shape: Its sizes.
         seed: Of the weights.
+        dtype: Of the weights.
     """
-    model = folder / f"{shape.name}-{seed}-v{_FORMAT}"
+    half = "-half" if dtype == "float16" else ""
+    model = folder / f"{shape.name}{half}-{seed}-v{_FORMAT}"
     if model.is_dir():
         return model
     draft = model.with_suffix(".draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    _write_config(draft, shape)
+    _write_config(draft, shape, dtype)
     _write_tokenizer(draft, shape)
-    _write_weights(draft, shape, seed)
+    _write_weights(draft, shape, seed, dtype)
     draft.rename(model)
     return model
 
@@ -95,21 +100,22 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "model.norm.weight", (shape.hidden,)
 
 
-def _write_weights(folder: Path, shape: Shape, seed: int) -> None:
+def _write_weights(folder: Path, shape: Shape, seed: int, dtype: str) -> None:
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(seed)
 
-    def draw(size: tuple[int, ...]) -> NDArray[np.float32]:
+    def draw(size: tuple[int, ...]) -> NDArray[np.floating]:
         if len(size) == 1:  # a norm's scale
-            return np.ones(size, np.float32)
-        return rng.standard_normal(size, np.float32) * np.float32(WEIGHT_STD)
+            return np.ones(size, dtype)
+        drawn = rng.standard_normal(size, np.float32) * np.float32(WEIGHT_STD)
+        return drawn.astype(dtype, copy=False)
 
     weights = {name: draw(size) for name, size in _tensors(shape)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_config(folder: Path, shape: Shape) -> None:
+def _write_config(folder: Path, shape: Shape, dtype: str) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -126,7 +132,7 @@ def _write_config(folder: Path, shape: Shape) -> None:
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": True,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
         "bos_token_id": 0,
         "eos_token_id": 0,
     }

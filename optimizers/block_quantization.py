@@ -1,13 +1,12 @@
 """Weights in blocks of low-bit integers, each with a scale and perhaps a zero point.
 
 Owns the packed layout that ``MatMulNBits`` and ``GatherBlockQuantized`` share (com.microsoft
-operators), the call of ONNX Runtime's own quantizers, and the check that zero stays zero. Knows
-nothing of graphs.
+operators), the choice of the rounding, and the check that zero stays zero. Knows nothing of
+graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,13 +16,16 @@ from numpy.typing import NDArray
 
 from optimizers import half_quadratic
 from optimizers.errors import StageError
-from optimizers.linears import iterate_blocks
+from optimizers.nearest import round_to_nearest
+from optimizers.rows import Rows, iterate_blocks
 
 Algorithm = Literal["rtn", "k_quant", "hqq"]
+Part = Literal["packed", "scales", "zero_points"]
+_NO_ZERO_POINT = 8  # as ONNX Runtime fills up the last byte of a row
 _SMALLEST_BLOCK = 16  # that the kernels know
 _FITS = 4  # rounds; more gain less than a thousandth
 _TINY = np.finfo(np.float32).tiny
-_ROWS_AT_ONCE = 1 << 19  # elements; temporaries of the search then stay in a core's cache
+_ROWS_AT_ONCE = 1 << 18  # elements; temporaries of the search then stay in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,13 @@ class Blocks:
         restored: NDArray[np.float32] = exact * self.scales[..., None]
         return restored.reshape(rows, -1)[:, :columns]
 
+    def take(self, rows: NDArray[np.intp]) -> Blocks:
+        """Some of the rows."""
+        zero_points = None if self.zero_points is None else self.zero_points[rows]
+        return replace(
+            self, packed=self.packed[rows], scales=self.scales[rows], zero_points=zero_points
+        )
+
     def zeros(self) -> NDArray[np.float32]:
         """The zero points, unpacked: (N, blocks) whole numbers as float32."""
         rows, blocks = self.scales.shape
@@ -58,8 +67,90 @@ class Blocks:
         return _unpack(self.zero_points, self.bits)[:, :blocks].astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What blocks look like before they are made.
+
+    Attributes:
+        rows: N.
+        columns: K.
+        has_zero_points: Whether each block brings its own.
+    """
+
+    rows: int
+    columns: int
+    bits: int
+    block_size: int
+    has_zero_points: bool
+
+    @property
+    def count(self) -> int:
+        """Blocks of a row."""
+        return -(-self.columns // self.block_size)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What there is of them."""
+        return ("packed", "scales", "zero_points") if self.has_zero_points else ("packed", "scales")
+
+    def shape(self, part: Part) -> tuple[int, ...]:
+        """Of one part, as in ``Blocks``."""
+        match part:
+            case "packed":
+                return self.rows, self.count, self.block_size * self.bits // 8
+            case "scales":
+                return self.rows, self.count
+            case "zero_points":
+                return self.rows, -(-self.count * self.bits // 8)
+
+    def empty(self) -> Blocks:
+        """Blocks of this form, to be filled."""
+        return Blocks(
+            packed=np.empty(self.shape("packed"), np.uint8),
+            scales=np.empty(self.shape("scales"), np.float32),
+            zero_points=np.empty(self.shape("zero_points"), np.uint8)
+            if self.has_zero_points
+            else None,
+            bits=self.bits,
+            block_size=self.block_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How the matrices of a graph are quantized."""
+
+    block_size: int
+    is_symmetric: bool
+    algorithm: Algorithm
+
+    def form(self, shape: tuple[int, ...], bits: int, *, whole: bool) -> Form:
+        """What the blocks of a matrix will look like; in whole blocks only, where ``whole``.
+
+        Raises:
+            StageError: Its rows do not divide into whole blocks.
+        """
+        rows, columns = shape
+        size = whole_block_size(columns, self.block_size) if whole else self.block_size
+        return Form(rows, columns, bits, size, has_zero_points=not self.is_symmetric)
+
+    def __call__(self, matrix: Rows, bits: int, *, whole: bool = False) -> Blocks:
+        """Quantize a matrix (N, K).
+
+        Raises:
+            StageError: As in ``form``, or a zero would come back as something else.
+        """
+        return quantize_blocks(
+            matrix,
+            bits=bits,
+            block_size=self.form(matrix.shape, bits, whole=whole).block_size,
+            is_symmetric=self.is_symmetric,
+            algorithm=self.algorithm,
+        )
+
+
 def quantize_blocks(
-    matrix: NDArray[np.float32],
+    matrix: Rows,
     *,
     bits: int,
     block_size: int,
@@ -74,8 +165,9 @@ def quantize_blocks(
     """
     rows, columns = matrix.shape
     chunk = max(1, _ROWS_AT_ONCE // columns)
+    whole = Form(rows, columns, bits, block_size, has_zero_points=not is_symmetric).empty()
 
-    def quantize(part: slice) -> Blocks:
+    def quantize(part: slice) -> None:
         rows_of_part = np.ascontiguousarray(matrix[part], dtype=np.float32)
         if algorithm == "k_quant":
             blocks = _search(rows_of_part, bits, block_size)
@@ -83,19 +175,34 @@ def quantize_blocks(
             blocks = round_blocks(rows_of_part, bits, block_size, is_symmetric=is_symmetric)
             if algorithm == "hqq":
                 blocks = _fit(rows_of_part, blocks)
-        if np.any(blocks.restore(columns)[rows_of_part == 0]):
-            raise StageError(
-                "Quantization would turn exact zeros into other values.",
-                remedy="Choose another method of quantize, or leave prune out.",
-            )
-        return blocks
+        _check_zeros(rows_of_part, blocks)
+        whole.packed[part] = blocks.packed
+        whole.scales[part] = blocks.scales
+        if whole.zero_points is not None and blocks.zero_points is not None:
+            whole.zero_points[part] = blocks.zero_points
 
     with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(quantize, iterate_blocks(rows, chunk)))
-    return join_blocks(parts)
+        for _ in pool.map(quantize, iterate_blocks(rows, chunk)):
+            pass
+    return whole
 
 
-def join_blocks(parts: Sequence[Blocks]) -> Blocks:
+def _check_zeros(matrix: NDArray[np.float32], blocks: Blocks) -> None:
+    """Refuse what would undo a pruning; rows without any zero need not be restored for that.
+
+    Raises:
+        StageError: A zero would come back as something else.
+    """
+    are_zero = matrix == 0
+    having = np.flatnonzero(are_zero.any(axis=1))
+    if having.size and np.any(blocks.take(having).restore(matrix.shape[1])[are_zero[having]]):
+        raise StageError(
+            "Quantization would turn exact zeros into other values.",
+            remedy="Choose another method of quantize, or leave prune out.",
+        )
+
+
+def join_blocks(parts: list[Blocks]) -> Blocks:
     """Put the blocks of rows under each other."""
     zero_points = [part.zero_points for part in parts if part.zero_points is not None]
     return replace(
@@ -128,22 +235,16 @@ def whole_block_size(columns: int, block_size: int) -> int:
 def round_blocks(
     matrix: NDArray[np.float32], bits: int, block_size: int, *, is_symmetric: bool
 ) -> Blocks:
-    """Round (N, K) to nearest, by the quantizer inside ONNX Runtime's math library (MLAS).
-
-    Its symmetric form gives the larger end of a block the whole signed range (-8 and not +7).
-    """
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        DefaultWeightOnlyQuantizer,
+    """Round (N, K) to nearest."""
+    integers, scales, zeros = round_to_nearest(matrix, bits, block_size, is_symmetric=is_symmetric)
+    rows, count, _ = integers.shape
+    return Blocks(
+        packed=pack(integers.reshape(rows, -1), bits).reshape(rows, count, -1),
+        scales=scales,
+        zero_points=None if is_symmetric else pack(zeros, bits, filler=_NO_ZERO_POINT),
+        bits=bits,
+        block_size=block_size,
     )
-
-    config = DefaultWeightOnlyQuantConfig(
-        block_size=block_size, is_symmetric=is_symmetric, bits=bits
-    )
-    packed, scales, zero_points = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
-        np.ascontiguousarray(matrix.T)
-    )
-    return Blocks(packed, scales, None if is_symmetric else zero_points, bits, block_size)
 
 
 def _fit(matrix: NDArray[np.float32], blocks: Blocks) -> Blocks:
@@ -214,12 +315,12 @@ def _fit_scales(
     return values, scales.astype(np.float32)
 
 
-def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def pack(values: NDArray[np.uint8], bits: int, *, filler: int = 0) -> NDArray[np.uint8]:
     """Pack (N, n) small integers into (N, ceil(n * bits / 8)) bytes."""
     if bits == 8:
         return np.ascontiguousarray(values)
     if values.shape[1] % 2:
-        values = np.pad(values, ((0, 0), (0, 1)))
+        values = np.pad(values, ((0, 0), (0, 1)), constant_values=filler)
     packed = values[:, ::2] | (values[:, 1::2] << 4)
     return packed.astype(np.uint8, copy=False)
 

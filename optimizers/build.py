@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from artifacts.errors import BugError, CorruptArtifactError
 from artifacts.locks import building, exclusive
@@ -24,10 +25,10 @@ from optimizers.answer import answer
 from optimizers.calibration import Calibration, digest_of, text_of
 from optimizers.compression import compressed_bytes
 from optimizers.distillation.texts import TrainingText
-from optimizers.errors import OptimizerError, RecipeChangedError, RequestError
+from optimizers.errors import RecipeChangedError, RequestError
 from optimizers.events import Events
 from optimizers.generation_config import generation_defaults
-from optimizers.memory import check_memory
+from optimizers.memory import check_memory, check_streamed_memory
 from optimizers.publish import MODEL, WEIGHTS, add_files, published
 from optimizers.quality import Judge
 from optimizers.recipe import export_key, libraries, recipe_digest, source_key, stage_key
@@ -35,7 +36,9 @@ from optimizers.results import Made, Result, Results, folder_bytes
 from optimizers.sources import Source
 from optimizers.spec import parse_chain
 from optimizers.stage import Report, Stage, Training, Work
+from optimizers.stage_record import blaming, record_of
 from optimizers.steps import Steps
+from optimizers.streaming import NotStreamedError, can_stream, export_step, quantize_step
 
 
 def run(line: bytes, events: Events) -> int:
@@ -67,6 +70,7 @@ class Build:
         self._calibration_text = text_of(request.model, given)
         self._calibration_digest = digest_of(self._calibration_text)
         self._calibrated_by = ""  # known with the original
+        self._tried: tuple[str, ...] = ()
 
     def run(self) -> str:
         """Give the artifact's digest, built unless it is there.
@@ -109,8 +113,9 @@ class Build:
 
     def _build(self) -> str:
         original = self._fetch_original()
-        chain = f"variants.{self._request.variant}.chain"
-        check_memory(original.folder, self._stages, chain)
+        if (artifact := self._stream(original)) is not None:
+            return artifact
+        check_memory(original.folder, self._stages, f"variants.{self._request.variant}.chain")
         text = self._request.evaluation.text if self._request.evaluation is not None else None
         judge = Judge(self._results, original, text, self._request.threads)
         calibration = Calibration(original, self._calibration_text, judge.text)
@@ -144,6 +149,37 @@ class Build:
                 key = stage_key(key, stage, self._calibrated_by)
                 self._measure(result, partial(judge.onnx, key, graph.folder / MODEL, graph.spec))
         return self._publish(original, current, graph)
+
+    def _stream(self, original: Source) -> str | None:
+        """Build without a float32 graph, where nothing else is wanted of the chain.
+
+        None where that cannot be, and the build is to take all its steps.
+        """
+        if self._request.measure or not can_stream(self._stages):
+            return None
+        exported = export_key(source_key(original.model.revision))
+        key = stage_key(exported, self._stages[0], "")
+        if self._results.has(exported) or self._results.has(key):
+            return None
+        check_streamed_memory(original.folder)
+        with self._results.passing(key) as scratch:
+            (folder := scratch / "result").mkdir()
+            threads = self._request.threads
+            work = Work(folder, None, original, self._fetch, _no_text, threads)
+            try:
+                unwritten = export_step(work, scratch, self._steps)
+            except NotStreamedError as error:
+                sys.stderr.write(f"not streamed: {error}\n")
+                self._steps.again()
+                self._tried = (f"mobius (streamed): {error}",)
+                return None
+            spec = quantize_step(unwritten, work, self._stages[0], self._path(0), self._steps)
+            graph = _Graph(folder, spec, unwritten.record)
+            return self._publish(original, original, graph, is_spare=True)
+
+    def _path(self, position: int) -> str:
+        """Where in the config a stage is."""
+        return f"variants.{self._request.variant}.chain[{position}].{self._stages[position].name}"
 
     def _fetch_original(self) -> Source:
         report = self._steps.begin(reused=False)
@@ -195,7 +231,9 @@ class Build:
         result = self._steps.run(key, work)
         if result.graph is None or result.export is None:
             raise BugError("An export was kept without its graph.")
-        graph = _Graph(result.folder, result.graph, result.export)
+        tried = (*self._tried, *result.export.tried)
+        record = result.export.model_copy(update={"tried": tried})
+        graph = _Graph(result.folder, result.graph, record)
         self._measure(result, partial(judge.onnx, key, graph.folder / MODEL, graph.spec))
         return graph, key
 
@@ -203,32 +241,21 @@ class Build:
         """Run a stage on what the steps before it left, or reuse its result."""
         stage = self._stages[position]
         key = stage_key(parent, stage, self._calibrated_by)
-        path = f"variants.{self._request.variant}.chain[{position}].{stage.name}"
+        path = self._path(position)
 
         def make(target: Path, report: Report) -> Made:
             began = time.monotonic()
             training = None
             if stage.trains:
                 training = Training(self._results.lasting(key), self._training_text)
-            try:
+            with blaming(stage, path):
                 outcome = stage.apply(replace(work, training=training), target, report)
-            except OptimizerError as error:
-                if not error.path:
-                    error.path = path
-                elif error.path.split(".")[0] in type(stage).model_fields:
-                    error.path = f"{path}.{error.path}"
-                raise  # else the fault is another field's, of the model for example
-            record = StageRecord(
-                stage=stage.name,
-                method=stage.label(),
-                params=stage.described()[stage.name],
-                form=stage.form,
+            record = record_of(
+                stage,
+                outcome,
                 seconds=time.monotonic() - began,
                 size_bytes=folder_bytes(outcome.source.folder if outcome.source else target),
-                parameters=outcome.parameters,
                 zeros=outcome.zeros if stage.form == "torch" else self._check_zeros(target),
-                notes=outcome.notes,
-                plan=outcome.plan,
             )
             return Made(record, graph=outcome.graph, source=outcome.source)
 
@@ -239,13 +266,13 @@ class Build:
 
         What zeros save on a disk is told of the finished artifact alone.
         """
-        if result.record.zeros and self._steps.is_last:
+        record = result.record
+        if record.zeros and self._steps.is_last:
             self._steps.report(1.0, "packing, to tell what zeros save on a disk")
             packed = compressed_bytes(result.folder / WEIGHTS)
-            record = result.record.model_copy(update={"compressed_bytes": packed})
-            result = replace(result, record=record)
+            record = record.model_copy(update={"compressed_bytes": packed})
         quality = judge(self._steps.report) if self._request.measure else None
-        self._steps.measured(result, quality)
+        self._steps.measured(record, quality)
 
     def _check_zeros(self, folder: Path) -> int | None:
         """Count what is zero in the ONNX form, where a stage before has made zeros."""
@@ -256,8 +283,17 @@ class Build:
 
         return check_zeros(folder, made[-1] or 0)
 
-    def _publish(self, original: Source, current: Source, graph: _Graph) -> str:
-        """Put the artifact into the store; its manifest comes last."""
+    def _publish(
+        self, original: Source, current: Source, graph: _Graph, *, is_spare: bool = False
+    ) -> str:
+        """Put the artifact into the store; its manifest comes last.
+
+        Args:
+            original: Whose tokenizer and defaults it has.
+            current: Whose config describes its weights.
+            graph: Its ONNX form.
+            is_spare: Nobody else needs the graph's folder, so its weights need not be copied.
+        """
         from optimizers.kernel_audit import audit
 
         self._steps.begin(reused=False)
@@ -266,6 +302,7 @@ class Build:
             onnx_folder=graph.folder,
             config_folder=current.folder,
             text_folder=original.folder,
+            is_spare=is_spare,
         )
         return self._store.publish(
             Manifest(
@@ -282,3 +319,9 @@ class Build:
                 audit=audit(graph.folder, graph.spec),
             )
         )
+
+
+def _no_text(report: Report) -> NoReturn:
+    """A stage that streams looks at no text."""
+    del report
+    raise BugError("A stage that streams asked for the calibration text.")

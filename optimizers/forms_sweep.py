@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from artifacts.runtime import Threads, open_runtime
+from optimizers.block_quantization import Rounding
 from optimizers.integer_graph import IntegerGraph
 from optimizers.linears import Linear, find_linears
-from optimizers.quantized_graph import QuantizedGraph, Quantizer
+from optimizers.quantized_graph import QuantizedGraph
 
 ROWS = (2, 4, 8, 16, 32, 64, 128, 256)
 _ROUNDS = 5
@@ -26,7 +27,7 @@ _GAIN = 1.1  # at least, or the second form is not worth its memory
 
 def rows_to_change(
     linears: Sequence[Linear],
-    quantize: Quantizer,
+    rounding: Rounding,
     bits: int,
     *,
     scratch: Path,
@@ -36,7 +37,7 @@ def rows_to_change(
 
     Args:
         linears: Of the float32 graph; the largest that is not the head is timed.
-        quantize: Gives the few-bit weights.
+        rounding: Gives the few-bit weights.
         bits: Of these.
         scratch: A folder for two small models, removed again.
         threads: Of the sessions; None for as many as there are cores.
@@ -48,7 +49,7 @@ def rows_to_change(
     largest = max(products, key=lambda linear: linear.rows * linear.columns)
 
     def few_bits(model: Any, linear: Linear) -> None:
-        QuantizedGraph(model, quantize).replace_linear(linear, bits)
+        QuantizedGraph(model, rounding).replace_linear(linear, bits)
 
     def integer(model: Any, linear: Linear) -> None:
         IntegerGraph(model).replace_linear(linear)

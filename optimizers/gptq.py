@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from optimizers import obs
 from optimizers.block_quantization import Blocks, join_blocks, pack, round_blocks
-from optimizers.linears import iterate_blocks
+from optimizers.rows import iterate_blocks
 
 _COLUMNS = 128  # at least, whose corrections reach the rest of the matrix together
 _ROWS_AT_ONCE = 1 << 22  # elements of the matrix that are worked on together

@@ -44,9 +44,9 @@ class IntegerProducts(Stage):
     def finish(self, model: Any, tables: list[Any], target: Path, report: Report) -> None:
         """Quantize embeddings in a graph whose products are done, and write it."""
         from optimizers import linears
-        from optimizers.quantized_graph import QuantizedGraph, embedding_blocks
+        from optimizers.quantized_graph import EMBEDDINGS, QuantizedGraph
 
-        embeddings = QuantizedGraph(model, embedding_blocks)
+        embeddings = QuantizedGraph(model, EMBEDDINGS)
         for node in tables:
             embeddings.replace_table(node, self.embedding_bits)
         report(0.9, "writing")

@@ -7,7 +7,7 @@ quantization.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from optimizers.errors import StageError
 from optimizers.publish import MODEL, WEIGHTS
+from optimizers.rows import Rows, rows_of
 
 _PRODUCTS = {"MatMul", "Gemm"}
 _ALL_PRODUCTS = _PRODUCTS | {"MatMulNBits", "MatMulIntegerToFloat"}
@@ -57,6 +58,10 @@ class Linear:
         weight: NDArray[np.float32] = self.weight.const_value.numpy().astype(np.float32, copy=False)
         return weight.T if self.is_transposed else weight
 
+    def outputs(self) -> Rows:
+        """The weight as (N, K), read as it is asked for."""
+        return rows_of(self.weight.const_value, is_turned=not self.is_transposed)
+
 
 def load(folder: Path) -> Any:
     """Read ``model.onnx``; weights stay on disk until they are asked for."""
@@ -65,15 +70,24 @@ def load(folder: Path) -> Any:
     return onnx_ir.load(folder / MODEL)
 
 
-def save(model: Any, folder: Path) -> None:
-    """Write ``model.onnx`` and ``model.onnx.data`` into a folder."""
+def save(model: Any, folder: Path, progress: Callable[[float], None] | None = None) -> None:
+    """Write ``model.onnx`` and ``model.onnx.data`` into a folder.
+
+    Weights that are made when they are asked for are made here, one after the other: ``progress``
+    is told how many of them (0..1) are written.
+    """
     import onnx_ir
     from onnx_ir.passes import common
 
     common.RemoveUnusedNodesPass()(model)
     model.opset_imports.setdefault("com.microsoft", 1)
     onnx_ir.save(
-        model, folder / MODEL, external_data=WEIGHTS, alignment=_ALIGNMENT, align_threshold=0
+        model,
+        folder / MODEL,
+        external_data=WEIGHTS,
+        alignment=_ALIGNMENT,
+        align_threshold=0,
+        callback=lambda _, place: progress(place.index / place.total) if progress else None,
     )
 
 
@@ -216,9 +230,3 @@ def _is_weight(value: Any, *, ranks: set[int]) -> bool:
         and constant.size >= _LARGE
         and constant.dtype.is_floating_point()
     )
-
-
-def iterate_blocks(count: int, size: int) -> Iterator[slice]:
-    """Cut ``count`` things into runs of at most ``size``."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

@@ -21,6 +21,7 @@ from optimizers.siblings import suggesting
 from optimizers.sources import Pinned, pin
 from optimizers.spec import chain_warnings, parse_variant
 from optimizers.stage import Stage
+from optimizers.streaming import can_stream
 
 
 def plan(request: PlanRequest) -> PlanResponse:
@@ -67,6 +68,7 @@ def plan(request: PlanRequest) -> PlanResponse:
             chain=tuple(stage.as_item() for stage in stages),
             artifact=artifact,
             warnings=(*warnings, *chain_warnings(stages)),
+            streams=can_stream(stages),
         )
     return PlanResponse(
         errors=tuple(dict.fromkeys(errors)),

@@ -24,7 +24,12 @@ _COPIED = ("tokenizer_config.json", "generation_config.json", "chat_template.jin
 
 
 def add_files(
-    store: Store, *, onnx_folder: Path, config_folder: Path, text_folder: Path
+    store: Store,
+    *,
+    onnx_folder: Path,
+    config_folder: Path,
+    text_folder: Path,
+    is_spare: bool = False,
 ) -> tuple[FileEntry, ...]:
     """Keep all files of an artifact as blobs.
 
@@ -33,9 +38,10 @@ def add_files(
         onnx_folder: Holds ``model.onnx`` and ``model.onnx.data``; perhaps ``prompts.onnx`` as well.
         config_folder: The model folder whose ``config.json`` describes these weights.
         text_folder: The original model's folder: tokenizer, template and generation defaults.
+        is_spare: The weights are moved out of ``onnx_folder``, which nobody needs any more.
     """
     entries = [
-        _added(store, onnx_folder / name, name)
+        _added(store, onnx_folder / name, name, is_spare=is_spare)
         for name in (WEIGHTS, PROMPTS_WEIGHTS)
         if (onnx_folder / name).is_file()
     ]
@@ -67,8 +73,8 @@ def published(graph: GraphSpec, files: Iterable[FileEntry]) -> GraphSpec:
     return graph.model_copy(update={"forms": forms})
 
 
-def _added(store: Store, path: Path, name: str) -> FileEntry:
-    digest, size = store.add_blob(path)
+def _added(store: Store, path: Path, name: str, *, is_spare: bool = False) -> FileEntry:
+    digest, size = store.add_blob(path, is_spare=is_spare)
     return FileEntry(name=name, size_bytes=size, sha256=digest)
 
 

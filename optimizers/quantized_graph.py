@@ -1,7 +1,8 @@
 """Puts block-quantized operators into an ONNX graph.
 
 Owns ``MatMulNBits`` and ``GatherBlockQuantized`` (com.microsoft) and the sharing of one quantized
-table between the embeddings and a tied head. Knows nothing of how blocks are made.
+table between the embeddings and a tied head. Weights are quantized when the graph is written. Knows
+nothing of how blocks are made.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizers.accuracy_levels import FAST
-from optimizers.block_quantization import Blocks, quantize_blocks, whole_block_size
+from optimizers.block_quantization import Blocks, Rounding
+from optimizers.lazy_blocks import LazyBlocks, add_lazy_weight
 from optimizers.linears import Linear, find_embeddings, new_weight, replace_node
+from optimizers.rows import Rows, are_equal, rows_of
+
+EMBEDDINGS = Rounding(block_size=32, is_symmetric=True, algorithm="rtn")
+"""How token tables are quantized where only the products' form was chosen by the user."""
 
 _DOMAIN = "com.microsoft"
+_AT_ONCE = 1 << 20  # elements of two tables that are compared at a time
 
 
 class Quantizer(Protocol):
-    """Quantizes a matrix (N, K) to some bits; in whole blocks only, where ``whole`` says so."""
+    """Quantizes a matrix (N, K) to some bits, with what is known of its inputs at this moment."""
 
     def __call__(self, matrix: NDArray[np.float32], bits: int, *, whole: bool) -> Blocks:
         """Give the blocks."""
@@ -45,9 +52,9 @@ class _Weights:
 class QuantizedGraph:
     """A graph (``onnx_ir.Model``) whose layers are replaced one by one."""
 
-    def __init__(self, model: Any, quantize: Quantizer) -> None:
+    def __init__(self, model: Any, rounding: Rounding) -> None:
         self._model = model
-        self._quantize = quantize
+        self._rounding = rounding
         self._tables = [node.inputs[0] for node in find_embeddings(model)]
         self._shared: dict[tuple[int, int], _Weights] = {}
 
@@ -66,7 +73,8 @@ class QuantizedGraph:
             linear: To be replaced.
             bits: Per weight.
             level: 4 computes with int8 activations: the fast kernels, the only ones for 8 bits.
-            quantize: For this product alone, unless it shares its weights with the embeddings.
+            quantize: For this product alone and at once, unless it shares its weights with the
+                embeddings.
             shares: Whether it may: a tied head then has the embeddings' bytes.
         """
         import onnx_ir
@@ -74,12 +82,14 @@ class QuantizedGraph:
         name = f"{linear.weight.name}_Q{bits}"
         table = self._tied_table(linear) if shares else None
         if table is None:
-            weights = self._add(
-                name, (quantize or self._quantize)(linear.matrix().T, bits, whole=False), flat=False
-            )
+            blocks = self._lazily(linear.outputs(), bits, whole=False)
+            if quantize is not None:
+                made = quantize(linear.matrix().T, bits, whole=False)
+                blocks = LazyBlocks(blocks.form, lambda: made)
+            weights = self._add(name, blocks, flat=False)
             nodes, packed = [], weights.data
         else:
-            weights = self._weights(table, table.const_value.numpy(), bits)
+            weights = self._table_weights(table, bits)
             shape = np.array([linear.columns, weights.blocks, -1], dtype=np.int64)
             by_block = new_weight(self._model, f"{name}_shape", shape)
             reshape = onnx_ir.node("Reshape", [weights.data, by_block])
@@ -107,7 +117,7 @@ class QuantizedGraph:
         import onnx_ir
 
         table = node.inputs[0]
-        weights = self._weights(table, table.const_value.numpy(), bits)
+        weights = self._table_weights(table, bits)
         looked_up = onnx_ir.node(
             "GatherBlockQuantized",
             [weights.data, node.inputs[1], *weights.operands()],
@@ -126,37 +136,33 @@ class QuantizedGraph:
         """The token table that a head shares its values with, also where an exporter copied it."""
         if not linear.is_head:
             return None
+        at_once = max(1, _AT_ONCE // linear.rows)
         for table in self._tables:
-            if tuple(table.const_value.shape) == (linear.columns, linear.rows) and np.array_equal(
-                table.const_value.numpy(), linear.matrix().T
+            if are_equal(
+                rows_of(table.const_value, is_turned=False), linear.outputs(), at_once=at_once
             ):
                 return table
         return None
 
-    def _weights(self, table: Any, matrix: NDArray[np.float32], bits: int) -> _Weights:
+    def _table_weights(self, table: Any, bits: int) -> _Weights:
         """The quantized table, made once for everybody who uses it at these bits."""
         key = (id(table), bits)
         if key not in self._shared:
-            blocks = self._quantize(matrix, bits, whole=True)
+            blocks = self._lazily(rows_of(table.const_value, is_turned=False), bits, whole=True)
             self._shared[key] = self._add(f"{table.name}_Q{bits}", blocks, flat=True)
         return self._shared[key]
 
-    def _add(self, name: str, blocks: Blocks, *, flat: bool) -> _Weights:
-        rows, count = blocks.scales.shape
-        packed = blocks.packed.reshape(rows, -1) if flat else blocks.packed
-        zero_points = blocks.zero_points
+    def _lazily(self, matrix: Rows, bits: int, *, whole: bool) -> LazyBlocks:
+        form = self._rounding.form(matrix.shape, bits, whole=whole)
+        return LazyBlocks(form, lambda: self._rounding(matrix, bits, whole=whole))
+
+    def _add(self, name: str, blocks: LazyBlocks, *, flat: bool) -> _Weights:
         return _Weights(
-            data=new_weight(self._model, name, packed),
-            scales=new_weight(self._model, f"{name}_scales", blocks.scales),
-            zero_points=None
-            if zero_points is None
-            else new_weight(self._model, f"{name}_zero_points", zero_points),
-            blocks=count,
-            block_size=blocks.block_size,
+            data=add_lazy_weight(self._model, name, blocks, "packed", flat=flat),
+            scales=add_lazy_weight(self._model, f"{name}_scales", blocks, "scales"),
+            zero_points=add_lazy_weight(self._model, f"{name}_zero_points", blocks, "zero_points")
+            if blocks.form.has_zero_points
+            else None,
+            blocks=blocks.form.count,
+            block_size=blocks.form.block_size,
         )
-
-
-def embedding_blocks(matrix: NDArray[np.float32], bits: int, *, whole: bool) -> Blocks:
-    """Quantize a token table where only the products' form was chosen by the user."""
-    size = whole_block_size(matrix.shape[1], 32) if whole else 32
-    return quantize_blocks(matrix, bits=bits, block_size=size, is_symmetric=True, algorithm="rtn")

@@ -85,6 +85,18 @@ class Results:
             os.utime(folder)
         return Result(folder, done.record, done.graph, done.export, None)
 
+    def has(self, key: str) -> bool:
+        """Whether something is kept under ``key``, be it damaged."""
+        return (self._layout.stages / key / _DONE).is_file()
+
+    @contextmanager
+    def passing(self, key: str) -> Iterator[Path]:
+        """An empty folder for what would be kept under ``key`` and is not, gone afterwards."""
+        with exclusive(self._layout, f"stage-{key}"):
+            self._clear(key)
+            with self._scratch(key) as draft:
+                yield draft
+
     def make(self, key: str, work: Callable[[Path], Made], *, keep: bool) -> Result:
         """Have ``work`` fill a folder and keep it under ``key``, unless that is there by now.
 

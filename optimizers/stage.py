@@ -120,6 +120,11 @@ class Stage(Frozen):
         """Whether its result depends on the calibration text."""
         return False
 
+    @property
+    def streams(self) -> bool:
+        """Whether it needs no more of a graph than its weights, one at a time (``stream``)."""
+        return False
+
     def label(self) -> str:
         """The method, as the lineage tells it."""
         return str(getattr(self, "method", ""))
@@ -162,6 +167,20 @@ class Stage(Frozen):
 
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Write the result into the empty folder ``target``; heavy imports belong in here.
+
+        Raises:
+            StageError: The stage cannot run on this model.
+        """
+        raise NotImplementedError
+
+    def stream(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
+        """What ``apply`` does, of a graph that lies nowhere; only of a stage that ``streams``.
+
+        Args:
+            model: An ``onnx_ir.Model`` whose weights are read when they are asked for.
+            work: Its folder is empty.
+            target: As in ``apply``.
+            report: As in ``apply``.
 
         Raises:
             StageError: The stage cannot run on this model.

@@ -52,8 +52,12 @@ class Steps:
             return found
         return self._results.make(key, lambda target: work(target, report), keep=keep)
 
-    def measured(self, result: Result, quality: Quality | None) -> None:
+    def again(self) -> None:
+        """The step that began last is to begin anew, since it went about its work the wrong way."""
+        self._begun -= 1
+
+    def measured(self, record: StageRecord, quality: Quality | None) -> None:
         """Add the step that began last to the lineage."""
-        record = result.record.model_copy(update={"quality": quality})
+        record = record.model_copy(update={"quality": quality})
         self.lineage.append(record)
         self._events.send(StageMeasured(record=record))

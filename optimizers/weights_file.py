@@ -14,7 +14,7 @@ from typing import Any
 
 from optimizers.errors import SourceError
 
-_PREFIX = 8  # bytes: the header's length, little-endian
+PREFIX_BYTES = 8  # bytes: the header's length, little-endian
 _LONGEST_HEADER = 100_000_000  # the format's own bound
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -38,11 +38,23 @@ def count_parameters(path: Path) -> int:
     Raises:
         OSError: It cannot be read.
     """
+    return sum(_sizes(path))
+
+
+def largest_tensor(path: Path) -> int:
+    """How many numbers the largest tensor of a checked file holds.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return max(_sizes(path), default=0)
+
+
+def _sizes(path: Path) -> list[int]:
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(_PREFIX), "little")
+        length = int.from_bytes(file.read(PREFIX_BYTES), "little")
         header: dict[str, Any] = json.loads(file.read(length))
-    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    return sum(math.prod(shape) for shape in shapes)
+    return [math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__"]
 
 
 def _problem(path: Path) -> str | None:
@@ -51,15 +63,15 @@ def _problem(path: Path) -> str | None:
         start = file.read(len(_LFS_POINTER))
         if start == _LFS_POINTER:
             return "is a Git LFS pointer and not the weights themselves"
-        length = int.from_bytes(start[:_PREFIX], "little")
+        length = int.from_bytes(start[:PREFIX_BYTES], "little")
         if length > _LONGEST_HEADER:
             return "is no safetensors file"
-        file.seek(_PREFIX)
+        file.seek(PREFIX_BYTES)
         header = file.read(length)
-    if len(start) < _PREFIX or len(header) < length:
+    if len(start) < PREFIX_BYTES or len(header) < length:
         return f"is truncated: it ends in its header, after {size} bytes"
     try:
-        whole = _PREFIX + length + _end(json.loads(header))
+        whole = PREFIX_BYTES + length + _end(json.loads(header))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return "is no safetensors file: its header cannot be read"
     if size == whole:

@@ -127,6 +127,11 @@ class VariantView:
     template: ChatTemplate | None = None
     drafts: Drafts | None = None
 
+    @property
+    def is_unmeasured(self) -> bool:
+        """Whether there is an artifact of which nobody knows yet what it lost."""
+        return self.manifest is not None and self.manifest.quality is None
+
 
 class Catalog(Protocol):
     """All configured variants. Read on the event loop only."""

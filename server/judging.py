@@ -59,22 +59,20 @@ class Judging:
     isa: str
 
     def may_wait(self, name: str, attempt: Attempt) -> bool:
-        """Whether it may serve before it is measured; what a rollback comes to never may."""
+        """Whether it may serve before it is measured; what a rollback comes to never may.
+
+        Where no limit needs its figures it may, if a build that does not measure is quick.
+        """
+        if attempt.left_out:
+            return False
         budget = self.budgets.get(name)
-        return (
-            budget is not None
-            and budget.when is When.AFTER_SERVING
-            and budget.needs_quality
-            and not attempt.left_out
-        )
+        if budget is None or not budget.needs_quality:
+            return attempt.planned.streams
+        return budget.when is When.AFTER_SERVING
 
     def waiting(self) -> list[str]:
         """The variants that serve before they are measured."""
-        return [
-            name
-            for name, budget in self.budgets.items()
-            if budget.when is When.AFTER_SERVING and self._is_unverified(name)
-        ]
+        return [name for name in self.variants.names() if self._waits(name)]
 
     async def before_serving(
         self, name: str, artifact: str, manifest: Manifest, attempt: Attempt, *, may_wait: bool
@@ -108,19 +106,27 @@ class Judging:
     async def after_serving(
         self, name: str, artifact: str, manifest: Manifest, attempt: Attempt
     ) -> None:
-        """Measure and judge what serves; when that cannot be, it goes on unverified.
+        """Measure what serves, and judge it; when that cannot be, it goes on as it is.
 
         Raises:
             OverBudgetError: It may serve no longer.
         """
         request = self.request(name, attempt.planned)
+        is_judged = self._is_judged(name)
         try:
             quality = await self._measure(request, artifact, lambda _: None)
         except OptimizerError as error:
-            self._give_up(name, attempt, error)
+            if is_judged:
+                self._give_up(name, attempt, error)
+            else:
+                _log.warning("cannot be measured", variant=name, error=str(error))
             return
-        if self._is_unverified(name):  # else the engine has lost it meanwhile
+        if not self._waits(name):  # the engine has lost it meanwhile
+            return
+        if is_judged:
             self._decide(name, manifest.measured(quality), attempt)
+        else:
+            self.variants.change(name, manifest=manifest.measured(quality))
 
     def _decide(self, name: str, manifest: Manifest, attempt: Attempt) -> None:
         """Say how an artifact stands to the budget.
@@ -155,6 +161,18 @@ class Judging:
             and view.budget is not None
             and view.budget.state is BudgetState.UNVERIFIED
         )
+
+    def _is_judged(self, name: str) -> bool:
+        """Whether a limit needs its figures."""
+        budget = self.budgets.get(name)
+        return budget is not None and budget.needs_quality
+
+    def _waits(self, name: str) -> bool:
+        """Whether it serves, and its figures are still to come."""
+        if self._is_judged(name):
+            return self.budgets[name].when is When.AFTER_SERVING and self._is_unverified(name)
+        view = self.variants.get(name)
+        return view is not None and view.state is VariantState.READY and view.is_unmeasured
 
     def _give_up(self, name: str, attempt: Attempt, error: OptimizerError) -> None:
         _log.error("the budget cannot be judged", variant=name, error=str(error))

@@ -101,7 +101,7 @@ class Lifecycle:
     one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
-        """Bring every variant to READY or FAILED, then judge those that serve unverified."""
+        """Bring every variant to READY or FAILED, then measure those that serve unmeasured."""
         for name, planned in self.planned.items():
             self.variants.change(name, chain=planned.chain, recipe=planned.recipe)
         names = self.variants.names()  # others may be loaded meanwhile
@@ -112,7 +112,9 @@ class Lifecycle:
 
     async def bring_up(self, name: str, planned: PlannedVariant, budget: Budget | None) -> None:
         """Bring one variant up while others serve; ``Variants`` knows it already."""
-        self.planned[name] = planned
+        # Who loads one meanwhile wants to know what it lost before anybody is sent there, and may
+        # want it gone again at once: it is measured as it is built.
+        self.planned[name] = planned.model_copy(update={"streams": False})
         self.budgets.pop(name, None)
         if budget is not None:
             self.budgets[name] = budget
@@ -293,7 +295,7 @@ class Lifecycle:
         return drafts, await asyncio.to_thread(self.store.open, view.artifact)
 
     async def _verify(self, name: str) -> None:
-        """Judge what serves already, and withdraw it when it is over the budget.
+        """Measure what serves already, and withdraw it when it is over a budget.
 
         Raises:
             OverBudgetError: It is, and nothing takes its place.

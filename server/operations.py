@@ -331,7 +331,7 @@ class Operations:
         shown: VariantView | None = None
         while True:
             view = self._known(name)
-            ended = name not in self._busy or _serves_unverified(view)
+            ended = name not in self._busy or _serves_unmeasured(view)
             # Who has heard the end may ask for the next thing at once: the work ends before.
             if view is not shown and (ended or view.state not in _SETTLED):
                 shown = view
@@ -371,13 +371,10 @@ class Operations:
             raise UnavailableError("the server is stopping.")
 
 
-def _serves_unverified(view: VariantView) -> bool:
+def _serves_unmeasured(view: VariantView) -> bool:
     """Whether it is measured while it serves, which may take long."""
-    return (
-        view.state is VariantState.READY
-        and view.budget is not None
-        and view.budget.state is BudgetState.UNVERIFIED
-    )
+    is_unverified = view.budget is not None and view.budget.state is BudgetState.UNVERIFIED
+    return view.state is VariantState.READY and (is_unverified or view.is_unmeasured)
 
 
 def _wrong_chain(errors: Sequence[FieldError]) -> InvalidRequestError:

@@ -88,7 +88,7 @@ def export(
         except Exception as error:
             if is_exhausted(error):
                 raise
-            tried.append(f"{attempt.label}: {_reason(error, out_dir)}")
+            tried.append(f"{attempt.label}: {reason_of(error, out_dir)}")
             continue
         if verdict.mismatch is not None:
             tried.append(f"{attempt.label}: {verdict.mismatch}")
@@ -119,7 +119,7 @@ def _reference(decoder: Decoder, threads: int | None) -> Reference:
     except Exception as error:
         if is_exhausted(error):
             raise
-        reason = f"its torch module cannot be run: {_reason(error, decoder.folder)}"
+        reason = f"its torch module cannot be run: {reason_of(error, decoder.folder)}"
         raise refusal(decoder.architecture, [reason]) from error
 
 
@@ -136,7 +136,7 @@ def _attempts(optimum_python: str | None) -> list[_Attempt]:
     return attempts
 
 
-def _reason(error: Exception, folder: Path) -> str:
+def reason_of(error: Exception, folder: Path) -> str:
     """Shorten an exception to its first line, without this machine's path of ``folder``."""
     lines = str(error).strip().splitlines() or [""]
     text = lines[0].strip().replace(f"{folder}{os.sep}", "")

@@ -36,6 +36,8 @@ def _transposed(graph: Any, source: Any) -> Any:
     import onnx_ir as ir
 
     name = f"{source.name}.T"
+    if hasattr(source.const_value, "turned"):
+        return _registered(graph, source.const_value.turned(name))
     rows, columns = (int(dim) for dim in source.shape)
     tensor = ir.LazyTensor(
         lambda: ir.tensor(np.ascontiguousarray(source.const_value.numpy().T), name=name),
@@ -43,7 +45,13 @@ def _transposed(graph: Any, source: Any) -> Any:
         shape=ir.Shape([columns, rows]),
         name=name,
     )
+    return _registered(graph, tensor)
+
+
+def _registered(graph: Any, tensor: Any) -> Any:
+    import onnx_ir as ir
+
     kind = ir.TensorType(tensor.dtype)
-    value = ir.Value(name=name, const_value=tensor, type=kind, shape=tensor.shape)
+    value = ir.Value(name=tensor.name, const_value=tensor, type=kind, shape=tensor.shape)
     graph.register_initializer(value)
     return value

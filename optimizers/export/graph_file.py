@@ -34,6 +34,26 @@ def save(model: Any, folder: Path) -> Path:
     return path
 
 
+def as_saved(model: Any) -> Any:
+    """Give what loading would give if ``model`` were saved; large weights are the same objects."""
+    import onnx_ir as ir
+
+    _anonymize(model)
+    large = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value.nbytes > _INLINE_BYTES
+    }
+    for name, tensor in large.items():
+        model.graph.initializers[name].const_value = ir.ExternalTensor(
+            WEIGHTS_FILE, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+        )
+    saved = ir.serde.deserialize_model(ir.serde.serialize_model(model))
+    for name, tensor in large.items():
+        saved.graph.initializers[name].const_value = tensor
+    return saved
+
+
 def _anonymize(model: Any) -> None:
     """Drop what would tell of the building machine and make equal graphs differ in their bytes."""
     graph = model.graph

@@ -24,10 +24,9 @@ from optimizers.export.folding import fold_transposes
 from optimizers.export.graph_file import save
 from optimizers.export.packed import pack
 from optimizers.export.plain import plain_spec
-from optimizers.model_folder import weights_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from artifacts.manifest import GraphSpec
@@ -36,13 +35,18 @@ _EPSILON_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 
 
 def export_packed(decoder: Decoder, out: Path) -> GraphSpec:
-    """Write ``out/model.onnx`` in the packed form, from mobius' graph for CPUs."""
+    """Write ``out/model.onnx`` in the packed form."""
+    model, graph = build_packed(decoder)
+    save(model, out)
+    return graph
+
+
+def build_packed(decoder: Decoder) -> tuple[Any, GraphSpec]:
+    """Make the packed form of mobius' graph for CPUs; weights are read when they are asked for."""
     module = empty_module(decoder.config)
     model = _build(decoder, module, "cpu")
     _correct_embedding_scale(model, embedding_scale(module))
-    graph = pack(model, decoder, rotary_tables(decoder, module))
-    save(model, out)
-    return graph
+    return model, pack(model, decoder, rotary_tables(decoder, module))
 
 
 def export_plain(decoder: Decoder, out: Path) -> GraphSpec:
@@ -56,6 +60,8 @@ def export_plain(decoder: Decoder, out: Path) -> GraphSpec:
 def _build(decoder: Decoder, module: Any, target: str) -> Any:
     """Build the graph, then give it the weights of the folder's safetensors files."""
     import mobius
+
+    from optimizers.export.mapped_weights import map_weights
 
     registry, model_type = mobius.registry, decoder.config.model_type
     special = decoder.architecture in registry  # some models share a type, not a definition
@@ -72,8 +78,11 @@ def _build(decoder: Decoder, module: Any, target: str) -> Any:
         if set(package) != {"model"}:
             raise ValueError(f"it builds {len(package)} graphs ({', '.join(package)}), not one")
         definition = made[-1]
-        weights = definition.preprocess_weights(_weights(decoder.folder))
+        mapped = map_weights(decoder.folder)
+        weights = definition.preprocess_weights(dict(mapped.tensors))
+        turned = _turned(package["model"])
         package.apply_weights(weights, prefix_map=getattr(definition, "weight_prefix_map", None))
+        _read_in_parts(package["model"], weights, turned, mapped.forget)
     initializers = package["model"].graph.initializers.values()
     missing = [value.name for value in initializers if value.const_value is None]
     if missing:
@@ -102,14 +111,33 @@ def _missing_epsilon(decoder: Decoder, module: Any) -> float | None:
     return norm_epsilon(module)
 
 
-def _weights(folder: Path) -> dict[str, Any]:
-    """Map the folder's weights into memory; files may be links into a download cache."""
-    from safetensors.torch import load_file
+def _turned(model: Any) -> dict[str, str]:
+    """Which weights mobius will store transposed, by the names that it gives those."""
+    return {
+        f"{node.inputs[0].name}_t": node.inputs[0].name
+        for node in model.graph
+        if node.op_type == "Transpose" and node.inputs[0].is_initializer()
+    }
 
-    weights: dict[str, Any] = {}
-    for file in weights_files(folder):
-        weights.update(load_file(file))
-    return weights
+
+def _read_in_parts(
+    model: Any, weights: dict[str, Any], turned: dict[str, str], forget: Callable[[], None]
+) -> None:
+    """Let constants that are one weight as it lies, or its transpose, be read a part at a time.
+
+    What mobius makes of several stays its own, and is read as a whole.
+    """
+    import onnx_ir as ir
+
+    from optimizers.export.source_tensor import SourceTensor
+
+    for name, value in model.graph.initializers.items():
+        tensor = weights.get(turned.get(name, name))
+        if tensor is None or not tensor.is_floating_point() or value.dtype != ir.DataType.FLOAT:
+            continue
+        source = SourceTensor(tensor.T if name in turned else tensor, name, forget)
+        if value.const_value is not None and source.shape == value.const_value.shape:
+            value.const_value = source
 
 
 @contextmanager

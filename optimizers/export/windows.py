@@ -24,7 +24,12 @@ def read_windows(model: Path) -> tuple[int | None, ...]:
     """Give how many tokens the attention of each layer sees; None = all of them."""
     import onnx_ir as ir
 
-    return tuple(_window(node) for node in attention_nodes(ir.load(model)))
+    return windows_of(ir.load(model))
+
+
+def windows_of(graph: Any) -> tuple[int | None, ...]:
+    """Give the same of a graph that is loaded (an ``onnx_ir.Model``)."""
+    return tuple(_window(node) for node in attention_nodes(graph))
 
 
 @contextmanager

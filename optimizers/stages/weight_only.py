@@ -24,11 +24,8 @@ from optimizers.errors import StageError
 from optimizers.stage import Outcome, Report, Stage, Work
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from artifacts.manifest import GraphSpec
-    from optimizers.block_quantization import Blocks
+    from optimizers.block_quantization import Rounding
     from optimizers.graph_flow import Reached
     from optimizers.linears import Linear
     from optimizers.quantized_graph import Quantizer
@@ -176,8 +173,24 @@ class QuantizeWeightOnly(Stage):
             )
         return None
 
+    @property
+    def streams(self) -> bool:
+        """Where weights alone decide, each matrix by itself, and are read once."""
+        return not self.calibrates and self.forms == "one"
+
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Quantize the products, then the embeddings."""
+        from optimizers import linears
+
+        return self._quantize(linears.load(work.folder), work, target, report)
+
+    def stream(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
+        """The same with a graph that was never written."""
+        if not self.streams:
+            raise BugError("What looks at activations cannot be streamed.")
+        return self._quantize(model, work, target, report)
+
+    def _quantize(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
         from optimizers import linears
         from optimizers.calibration import within
         from optimizers.gptq import Fitted
@@ -185,17 +198,15 @@ class QuantizeWeightOnly(Stage):
         from optimizers.quantized_graph import QuantizedGraph
         from optimizers.weight_plan import plan_weights, told
 
-        model = linears.load(work.folder)
-        graph = QuantizedGraph(model, self._blocks)
+        graph = QuantizedGraph(model, self._rounding)
         found = linears.find_linears(model)
         tables = linears.find_embeddings(model)
-        plans = plan_weights(self._wanted(), found, self._product_blocks, work, report)
+        plans = plan_weights(self._wanted(), found, self._rounding, work, report)
         planned = {id(linear.node): plan for linear, plan in zip(found, plans, strict=True)}
-        begun, count = (0.6 if self._measures else 0.0), len(found) + len(tables)
-        places = iter(range(len(found)))
+        begun = 0.9 if self.algorithm == "gptq" else 0.6 if self._measures else 0.0
+        left = iter(range(len(found)))
 
         def replace(linear: Linear, quantize: Quantizer | None = None) -> None:
-            report(begun + (0.9 - begun) * next(places) / count, "quantizing products")
             plan = planned[id(linear.node)]
             if plan.bits < FLOAT:
                 graph.replace_linear(
@@ -211,6 +222,7 @@ class QuantizeWeightOnly(Stage):
                 reached.inputs, block_size=self.block_size, is_symmetric=self.symmetric
             )
             for linear in reached.products:
+                report(0.9 * next(left) / len(found), "quantizing products")
                 replace(linear, quantize)
 
         if self.algorithm == "gptq":
@@ -226,12 +238,12 @@ class QuantizeWeightOnly(Stage):
             for linear in found:
                 replace(linear)
         bits = self._or_bits(self.embedding_bits)
-        for index, node in enumerate(tables, start=len(found)):
-            report(begun + (0.9 - begun) * index / count, "quantizing embeddings")
-            if bits < FLOAT:
-                graph.replace_table(node, bits)
-        report(0.9, "writing")
-        linears.save(model, target)
+        for node in tables if bits < FLOAT else ():
+            graph.replace_table(node, bits)
+        # All that GPTQ has not made is made as it is written.
+        linears.save(
+            model, target, lambda part: report(begun + (1 - begun) * part, "quantizing weights")
+        )
         notes = told(plans, found)
         plan = plans if notes else ()
         if self.forms == "one":
@@ -262,7 +274,7 @@ class QuantizeWeightOnly(Stage):
             report(0.92, "timing both forms of a product")
             rows = rows_to_change(
                 linears.find_linears(linears.load(work.folder)),
-                self._blocks,
+                self._rounding,
                 4 if self.bits == "mixed" else self.bits,
                 scratch=target,
                 threads=work.threads,
@@ -285,7 +297,7 @@ class QuantizeWeightOnly(Stage):
         """Give a graph the head and the embeddings that the other form of it has."""
         from optimizers.quantized_graph import QuantizedGraph
 
-        graph = QuantizedGraph(model, self._blocks)
+        graph = QuantizedGraph(model, self._rounding)
         if head is not None and (bits := self._or_bits(self.lm_head_bits)) < FLOAT:
             graph.replace_linear(head, bits)
         for node in tables:
@@ -310,17 +322,12 @@ class QuantizeWeightOnly(Stage):
             raise BugError("Mixed bits were planned for the products alone.")
         return self.bits
 
-    def _product_blocks(self, matrix: NDArray[np.float32], bits: int) -> Blocks:
-        return self._blocks(matrix, bits, whole=False)
+    @property
+    def _rounding(self) -> Rounding:
+        from optimizers.block_quantization import Rounding
 
-    def _blocks(self, matrix: NDArray[np.float32], bits: int, *, whole: bool) -> Blocks:
-        from optimizers.block_quantization import quantize_blocks, whole_block_size
-
-        size = whole_block_size(matrix.shape[1], self.block_size) if whole else self.block_size
-        return quantize_blocks(
-            matrix,
-            bits=bits,
-            block_size=size,
+        return Rounding(
+            block_size=self.block_size,
             is_symmetric=self.symmetric,
             algorithm="rtn" if self.algorithm == "gptq" else self.algorithm,
         )

@@ -107,13 +107,15 @@ def _budget_state(variant: pb.Variant) -> str:
 
 def _standing(variant: pb.Variant) -> str:
     """What is to be known of a variant that serves although not all is as configured."""
-    if _state(variant) != "ready" or not variant.HasField("budget"):
+    if _state(variant) != "ready":
         return ""
     if left_out := variant.budget.rolled_back_stages:
         return f" (without the last {left_out} of its stages)"
-    return {"exceeded": " (over budget)", "unverified": " (unverified)"}.get(
-        _budget_state(variant), ""
-    )
+    standing = {"exceeded": " (over budget)", "unverified": " (unverified)"}
+    if (told := standing.get(_budget_state(variant))) is not None:
+        return told
+    is_measured = any(stage.HasField("quality") for stage in variant.lineage)
+    return " (unmeasured)" if variant.lineage and not is_measured else ""
 
 
 def _progress(variant: pb.Variant) -> str:

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optimizers.block_quantization import Algorithm, quantize_blocks, whole_block_size
+from optimizers.block_quantization import (
+    Algorithm,
+    quantize_blocks,
+    round_blocks,
+    whole_block_size,
+)
 from optimizers.errors import StageError
 
 CASES = [
@@ -124,3 +129,32 @@ def test_tables_that_no_block_divides_are_refused() -> None:
     with pytest.raises(StageError) as caught:
         whole_block_size(100, 128)
     assert caught.value.path == "embedding_bits"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("is_symmetric", [True, False])
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+def test_rounding_is_onnx_runtime_s_own(*, bits: int, is_symmetric: bool, block_size: int) -> None:
+    """Bit by bit, on weights of every kind and scale: only the time that it takes is another."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        DefaultWeightOnlyQuantizer,
+    )
+
+    rng = np.random.default_rng(bits + block_size)
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=block_size, is_symmetric=is_symmetric, bits=bits
+    )
+    for columns in (32, 64, 98, 256, 290):
+        drawn = rng.standard_normal((24, columns)).astype(np.float32)
+        sparse = np.where(rng.random(drawn.shape) < 0.7, np.float32(0), drawn)
+        for weights in (drawn, np.abs(drawn), sparse, drawn * 1e-6, np.rint(drawn * 4) / 4 + 0):
+            expected = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
+                np.ascontiguousarray(weights.T)
+            )
+            blocks = round_blocks(weights, bits, block_size, is_symmetric=is_symmetric)
+            assert np.array_equal(blocks.packed, expected[0])
+            assert np.array_equal(blocks.scales.ravel(), expected[1].ravel())
+            if not is_symmetric:
+                assert blocks.zero_points is not None
+                assert np.array_equal(blocks.zero_points.ravel(), expected[2].ravel())

@@ -11,7 +11,12 @@ import pytest
 from artifacts.protocol import BuildFailed, Built, StageBegun, build_event
 from benchmarks import zoo
 from optimizers.errors import MemoryLimitError
-from optimizers.memory import check_memory, estimated_bytes
+from optimizers.memory import (
+    check_memory,
+    check_streamed_memory,
+    estimated_bytes,
+    streamed_bytes,
+)
 from optimizers.model_folder import weights_files
 from optimizers.spec import parse_chain
 from optimizers.stage import Stage
@@ -129,3 +134,18 @@ def test_an_estimate_is_no_more_than_twice_what_a_build_takes(
     assert isinstance(build_event.validate_json(lines[-1]), Built)
     estimate = estimated_bytes(tiny_llama_folder, _stages(*CHAIN))
     assert peak * 1024 / 3 < estimate < peak * 1024 * 2
+
+
+def test_a_streamed_build_is_refused_by_its_largest_matrix_alone(tmp_path: Path) -> None:
+    """More layers need no more memory; a machine that could not hold the export may do."""
+    small = zoo.write_model(tmp_path / "small", "llama", hidden_size=512, intermediate_size=1536)
+    deep = zoo.write_model(
+        tmp_path / "deep", "llama", hidden_size=512, intermediate_size=1536, num_hidden_layers=6
+    )
+    needed = streamed_bytes(deep)
+    assert needed == streamed_bytes(small) < estimated_bytes(deep, ())
+    check_streamed_memory(deep, _machine(tmp_path / "enough", needed + 1024))
+    with pytest.raises(MemoryLimitError) as refused:
+        check_streamed_memory(deep, _machine(tmp_path / "less", needed - 1024))
+    assert refused.value.path == "model"
+    assert f"about {needed // MIB} MiB" in str(refused.value)

@@ -167,7 +167,7 @@ def test_a_sweep_says_from_how_many_tokens_on_the_other_form_pays(
     """It times what is really there, and leaves nothing behind."""
     found = linears.find_linears(linears.load(tiny_llama_export[0].parent))
     stage = QuantizeWeightOnly()
-    rows = rows_to_change(found, stage._blocks, 4, scratch=tmp_path, threads=1)
+    rows = rows_to_change(found, stage._rounding, 4, scratch=tmp_path, threads=1)
     assert rows is None or rows in ROWS
     assert list(tmp_path.iterdir()) == []
 
@@ -192,7 +192,7 @@ def test_the_other_form_must_pay_from_there_to_the_end(
     monkeypatch.setattr(forms_sweep, "_seconds", lambda _sessions, rows, _inputs: seconds(rows))
     found = linears.find_linears(linears.load(tiny_llama_export[0].parent))
     stage = QuantizeWeightOnly()
-    assert rows_to_change(found, stage._blocks, 4, scratch=tmp_path, threads=1) == expected
+    assert rows_to_change(found, stage._rounding, 4, scratch=tmp_path, threads=1) == expected
 
 
 def test_auto_keeps_one_form_where_the_other_does_not_pay(

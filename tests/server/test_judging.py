@@ -51,6 +51,7 @@ class Workshop:
     text_sha256: str | None = None
     stored: set[str] = field(default_factory=set)
     unmeasured: set[str] = field(default_factory=set)
+    streaming: set[str] = field(default_factory=set)
     failure: OptimizerError | None = None
     during: Callable[[], object] = lambda: None
     builds: list[tuple[str, bool]] = field(default_factory=list)
@@ -63,7 +64,12 @@ class Workshop:
     def planned(self, chain: Any) -> PlannedVariant:
         name = called(chain)
         artifact = name if name in self.stored else None
-        return PlannedVariant(recipe=f"recipe of {name}", chain=tuple(chain), artifact=artifact)
+        return PlannedVariant(
+            recipe=f"recipe of {name}",
+            chain=tuple(chain),
+            artifact=artifact,
+            streams=name in self.streaming,
+        )
 
     async def build(
         self,
@@ -147,7 +153,7 @@ class Scene:
 @pytest.fixture
 def scene(manifest: Manifest) -> Callable[..., Scene]:
     def make(
-        budget: Budget,
+        budget: Budget | None,
         *,
         chain: tuple[dict[str, Any], ...] = CHAIN,
         kl: Mapping[str, float] | None = None,
@@ -206,7 +212,7 @@ def scene(manifest: Manifest) -> Callable[..., Scene]:
             post=post,
             record=SimpleNamespace(took=lambda *_: None, describe=describe),
             step_tokens=32,
-            budgets={"lean": budget},
+            budgets={} if budget is None else {"lean": budget},
             isa=ISA,
             clock=lambda: 5.0,
         )
@@ -528,3 +534,94 @@ async def test_building_only_judges_before_it_says_that_all_is_well(scene: Make)
     view = await stage.run()
     assert stage.workshop.builds[0] == ("prune+quantize", True)
     assert view.state is VariantState.FAILED
+
+
+# Without a limit that asks for figures.
+
+STREAMED: dict[str, Any] = {"chain": (QUANTIZE,), "kl": {"quantize": 0.2}}
+
+
+@pytest.mark.parametrize("budget", [None, Budget(size_bytes=1 << 40)])
+async def test_what_streams_serves_before_it_is_measured(
+    scene: Make, budget: Budget | None
+) -> None:
+    """Its figures come when all are up, and nothing follows from them."""
+    stage = scene(budget, streaming={"quantize"}, **STREAMED)
+    unmeasured: list[bool] = []
+    stage.variants.watch(lambda view: unmeasured.append(view.is_unmeasured))
+    view = await stage.run()
+    assert stage.workshop.builds[0] == ("quantize", False)
+    assert stage.workshop.judged == [("quantize", True)]
+    assert stage.served == ["quantize"]
+    assert stage.described == [("quantize", None), ("original", 0.0), ("quantize", 0.2)]
+    assert view.manifest is not None
+    assert view.manifest.quality is not None
+    assert True in unmeasured
+    assert not view.is_unmeasured
+    expected = None if budget is None else BudgetState.WITHIN
+    assert state(view) == (VariantState.READY, expected)
+
+
+async def test_a_budget_before_serving_is_judged_before_serving(scene: Make) -> None:
+    """However quick the build would be: nobody is served what is over it."""
+    stage = scene(Budget(kl_mean=0.1), streaming={"quantize"}, **STREAMED)
+    view = await stage.run()
+    assert stage.workshop.builds[0] == ("quantize", True)
+    assert state(view) == (VariantState.FAILED, BudgetState.EXCEEDED)
+    assert stage.served == []
+
+
+async def test_what_does_not_stream_is_measured_as_it_is_built(scene: Make) -> None:
+    """Putting that off would spare little of what its build takes."""
+    stage = scene(None)
+    await stage.run()
+    assert stage.workshop.builds[0] == ("prune+quantize", True)
+    assert stage.workshop.judged == []
+
+
+async def test_building_only_measures_what_would_stream(scene: Make) -> None:
+    """Its caller waits for figures."""
+    stage = scene(None, streaming={"quantize"}, serves=False, **STREAMED)
+    await stage.run()
+    assert stage.workshop.builds[0] == ("quantize", True)
+
+
+async def test_what_is_loaded_later_is_measured_first(scene: Make) -> None:
+    """Whoever loads it decides by its figures, and may take it down at once."""
+    stage = scene(None, streaming={"quantize"}, **STREAMED)
+    planned = stage.workshop.planned((QUANTIZE,))
+    assert planned.streams
+    await stage.lifecycle.bring_up("lean", planned, None)
+    assert stage.workshop.builds == [("quantize", True)]
+
+
+@pytest.mark.parametrize("serves", [True, False])
+async def test_figures_that_never_came_are_taken_at_the_next_start(
+    scene: Make, *, serves: bool
+) -> None:
+    """The server may have ended while it measured; a build alone takes them too."""
+    stage = scene(None, stored={"quantize"}, unmeasured={"quantize"}, serves=serves, **STREAMED)
+    view = await stage.run()
+    assert stage.workshop.builds == [("original", True)]
+    assert [artifact for artifact, _ in stage.workshop.judged] == ["quantize"]
+    assert not view.is_unmeasured
+
+
+async def test_what_cannot_be_measured_goes_on_serving(scene: Make) -> None:
+    """And shows as unmeasured."""
+    failure = OptimizerError("The original cannot be had.")
+    stage = scene(None, streaming={"quantize"}, failure=failure, **STREAMED)
+    with capture_logs() as logs:
+        view = await stage.run()
+    assert view.is_unmeasured
+    assert state(view) == (VariantState.READY, None)
+    assert any(line["event"] == "cannot be measured" for line in logs)
+
+
+async def test_what_was_unloaded_meanwhile_keeps_no_figures(scene: Make) -> None:
+    """What is known of it then is somebody else's to say."""
+    stage = scene(None, streaming={"quantize"}, **STREAMED)
+    gone = {"state": VariantState.UNLOADED, "manifest": None}
+    stage.workshop.during = lambda: stage.variants.change("lean", **gone)
+    view = await stage.run()
+    assert (view.state, view.manifest) == (VariantState.UNLOADED, None)

@@ -194,6 +194,17 @@ async def test_variants_tell_what_is_not_as_configured(
     assert "budget" not in listed[0]
 
 
+async def test_variants_tell_what_is_not_measured_yet(bench: Bench, target: str) -> None:
+    """It serves, and its figures are still to come."""
+    view = bench.catalog.get("int8")
+    assert view is not None
+    assert view.manifest is not None
+    lineage = tuple(one.model_copy(update={"quality": None}) for one in view.manifest.lineage)
+    bench.catalog.change("int8", manifest=view.manifest.model_copy(update={"lineage": lineage}))
+    result = await run("variants", "--target", target)
+    assert "int8 ready (unmeasured)" in " ".join(result.stdout.split())
+
+
 async def test_variants_as_json_are_all_that_is_known(target: str) -> None:
     """One array with plain words, the chain as structure."""
     result = await run("variants", "--target", target, "--json")
