@@ -17,6 +17,8 @@ _X86_CLASSES = (
     ("avx512", {"avx512f"}),
     ("avx2", {"avx2"}),
 )
+# Their instruction for unsigned times signed bytes sums four products in 32 bits, at once.
+_EXACT = frozenset({"x86_64-amx", "x86_64-avx512-vnni", "x86_64-avx-vnni"})
 _ARM_CLASSES = (("i8mm", {"i8mm"}), ("dotprod", {"asimddp"}))
 
 
@@ -32,6 +34,11 @@ def isa_class(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None)
         if needed <= flags:
             return f"{machine}-{name}"
     return f"{machine}-base"
+
+
+def saturates(isa: str) -> bool:
+    """Whether sums of unsigned times signed bytes saturate there, from 16 bits on."""
+    return isa.startswith("x86_64-") and isa not in _EXACT
 
 
 def _flags(text: str) -> set[str]:

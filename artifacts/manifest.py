@@ -37,13 +37,25 @@ class KvLayer(Frozen):
     dtype: Literal["float32", "int8"] = "float32"
 
 
+class Forms(Frozen):
+    """That the weights are there twice, and which of them computes a token (``artifacts.forms``).
+
+    ``prompts`` is the file, beside the model's, of the graph for prompts; with ``adaptive`` it
+    gives logits too, and computes steps of ``rows`` tokens or more.
+    """
+
+    choice: Literal["by_role", "adaptive"]
+    prompts: str
+    rows: int = 1
+
+
 class GraphSpec(Frozen):
     """How to run the graph.
 
     ``packed`` takes live tokens of all rows in one sequence and keeps the cache in place (inputs
     are listed in ``artifacts.session``); ``plain`` is the exchange form of Optimum
     (``input_ids``, ``attention_mask``, ``position_ids``, past in, present out) run one row at a
-    time.
+    time. ``forms`` is None where there is one form of the weights.
     """
 
     form: Literal["packed", "plain"]
@@ -51,6 +63,7 @@ class GraphSpec(Frozen):
     max_length: int
     layers: tuple[KvLayer, ...]
     inputs: tuple[str, ...]
+    forms: Forms | None = None
 
 
 class GenerationDefaults(Frozen):

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -49,8 +49,24 @@ class SessionScorer:
 
     def logits(self, tokens: NDArray[np.int64], first: int) -> NDArray[np.float32]:
         """Run one document through an empty slot."""
-        row = Row(slot=0, start=0, tokens=tokens, logits=tokens.size - first)
-        return self._session.step([row]).logits
+        forms = self._session.forms
+        if forms is None or forms.choice != "adaptive":
+            row = Row(slot=0, start=0, tokens=tokens, logits=tokens.size - first)
+            return self._session.step([row]).logits
+        return np.concatenate([*self._mixed(tokens, first, forms.rows)])
+
+    def _mixed(
+        self, tokens: NDArray[np.int64], first: int, rows: int
+    ) -> Iterator[NDArray[np.float32]]:
+        """Which form computes a token depends on others' requests: here both do, in turns."""
+        start, count = 0, rows
+        while start < tokens.size:
+            part = tokens[start : start + count]
+            wanted = min(max(start + part.size - first, 0), part.size)
+            row = Row(slot=0, start=start, tokens=part, logits=wanted)
+            yield self._session.step([row]).logits.copy()
+            start += part.size
+            count = max(rows - 1, 1) if count == rows else rows
 
 
 def open_scorer(model: Path, graph: GraphSpec, *, threads: int | None) -> SessionScorer:

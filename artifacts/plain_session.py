@@ -45,6 +45,7 @@ class PlainSession:
         self.slots = slots
         self.max_length = max_length
         self.vocab_size = graph.vocab_size
+        self.forms = graph.forms
         self.kv_bytes_per_token = sum(
             layer.heads * (layer.key_dim + layer.value_dim) * _ITEM for layer in graph.layers
         )

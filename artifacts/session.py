@@ -34,6 +34,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.manifest import Forms
 from artifacts.scores import Scores
 
 
@@ -74,6 +75,8 @@ class DecoderSession(Protocol):
     max_length: int
     vocab_size: int
     kv_bytes_per_token: int
+    forms: Forms | None
+    """Where its weights are there twice: tokens may be computed by either form."""
 
     def step(self, rows: Sequence[Row]) -> Scores:
         """Append each row's tokens to its slot and compute.

@@ -230,12 +230,21 @@ class Store:
     def _check_locations(self, stored: StoredArtifact) -> None:
         """Refuse a model whose weights lie anywhere but in this artifact's own blobs."""
         own = {entry.sha256 for entry in stored.manifest.files}
-        for location in external_locations(stored.path("model.onnx")):
-            if location not in own:
-                raise CorruptArtifactError(
-                    f"model.onnx refers to {location!r}, which is no file of its artifact.",
-                    remedy=REBUILD,
-                )
+        for entry in stored.manifest.files:
+            if not entry.name.endswith(".onnx"):
+                continue
+            for location in external_locations(stored.path(entry.name)):
+                if location not in own:
+                    raise CorruptArtifactError(
+                        f"{entry.name} refers to {location!r}, which is no file of its artifact.",
+                        remedy=REBUILD,
+                    )
+        forms = stored.manifest.graph.forms
+        if forms is not None and forms.prompts not in own:
+            raise CorruptArtifactError(
+                f"The graph for prompts, {forms.prompts!r}, is no file of its artifact.",
+                remedy=REBUILD,
+            )
 
     def _remember(self, record: Path, seen: dict[str, Any]) -> None:
         # The record only saves the next start a hash: nothing about it may stop this one.

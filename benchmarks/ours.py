@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,24 @@ import numpy as np
 
 from artifacts.measure import open_scorer
 from artifacts.store import Store
+from benchmarks.bandwidth import bytes_per_token
 from benchmarks.child import Child, ChildError
 from benchmarks.contenders import Contender, Place, Served
 from benchmarks.settings import KV_BYTES, MAX_LENGTH, SLOTS, STEP_TOKENS, write_config
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Sizes of a variant's weights.
+
+    Attributes:
+        loaded_bytes: Of all forms together.
+        bytes_per_token: What one decoded token reads of them.
+    """
+
+    loaded_bytes: int
+    bytes_per_token: int
+
 
 _LISTENS = "gRPC "  # begins the line in which the server tells its address
 
@@ -63,6 +79,16 @@ class Server(Served):
         described: dict[str, Any] = answer["variants"][0]
         self.artifact = described["artifact"]
         return described
+
+    def weights(self) -> Weights:
+        """How large its weights are, of the artifact that it last described."""
+        stored = Store(self._store).open(self.artifact)
+        return Weights(
+            loaded_bytes=sum(
+                one.size_bytes for one in stored.manifest.files if one.name.endswith(".onnx.data")
+            ),
+            bytes_per_token=bytes_per_token(stored.path("model.onnx")),
+        )
 
     def scores(self, windows: list[list[int]], into: Path) -> None:
         """Write the logits of texts: of the artifact that it serves, computed here."""

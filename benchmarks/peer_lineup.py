@@ -22,20 +22,34 @@ from benchmarks.ours import Server
 _FLOAT = 1e-9  # nats: two that both compute in float32 are as good as each other
 QUALITY_FACTOR = 1.1
 """The KL to float32 of a row of ours, over that of the rung that it stands against, at most."""
-INT4_32 = "ours-int4-b32"
-INT4_128 = "ours-int4-b128"
-INT4_ALL = "ours-int4-b32-head4"
-INT8 = "ours-int8"
+INT4 = "ours-int4-b32"
+GPTQ = "ours-gptq-b128"
+GPTQ_HEAD4 = "ours-gptq-b128-head4"
+ADAPTIVE = "ours-gptq-b128-head4-adaptive"
+INT8_32 = "ours-int8-b32"
+INT8_16 = "ours-int8-b16"
 FLOAT32 = "ours-float32"
-_INT4 = {"method": "weight_only", "bits": 4}
+_GPTQ = {
+    "method": "weight_only",
+    "bits": 4,
+    "block_size": 128,
+    "algorithm": "gptq",
+    "forms": "by_role",
+}
+_HEAD4 = {**_GPTQ, "lm_head_bits": 4}
+_INT8 = {"method": "weight_only", "bits": 8}
 RECIPES: dict[str, list[dict[str, Any]]] = {
-    INT4_32: [{"quantize": {**_INT4, "block_size": 32}}],
-    INT4_128: [{"quantize": {**_INT4, "block_size": 128}}],
-    INT4_ALL: [{"quantize": {**_INT4, "block_size": 32, "lm_head_bits": 4, "embedding_bits": 4}}],
-    INT8: [{"quantize": {"method": "weight_only", "bits": 8, "block_size": 128}}],
+    INT4: [{"quantize": {"method": "weight_only", "bits": 4, "block_size": 32}}],
+    GPTQ: [{"quantize": _GPTQ}],
+    GPTQ_HEAD4: [{"quantize": _HEAD4}],
+    ADAPTIVE: [{"quantize": {**_HEAD4, "forms": "adaptive"}}],
+    INT8_32: [{"quantize": {**_INT8, "block_size": 32}}],
+    INT8_16: [{"quantize": {**_INT8, "block_size": 16}}],
     FLOAT32: [],
 }
 """Our rows, as chains."""
+REPRODUCIBLE = tuple(name for name in RECIPES if name != ADAPTIVE)
+"""Rows whose results follow from the request alone; the others are shown beside them."""
 
 _OPENVINO = "import openvino_genai; from optimum.intel import OVModelForCausalLM"
 # Its wheel fits only the torch that is published beside it, and nobody looks at pictures here.
@@ -70,6 +84,24 @@ RUNGS = {
 NAMES = (*RECIPES, *RUNGS)
 
 
+def laid_out(chain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A chain whose weights lie as this one's do, made without looking at any text.
+
+    GPTQ chooses among the same numbers as rounding does, so a step costs the same; and in random
+    weights it has nothing to fit.
+    """
+    return [
+        {stage: {**fields, **({"algorithm": "rtn"} if "algorithm" in fields else {})}}
+        for item in chain
+        for stage, fields in item.items()
+    ]
+
+
+def is_fitted(name: str) -> bool:
+    """Whether a row looks at a text while it is built."""
+    return name in RECIPES and laid_out(RECIPES[name]) != RECIPES[name]
+
+
 def label(name: str) -> str:
     """How one is called in tables."""
     return RUNGS[name].label if name in RUNGS else f"this server, {name.removeprefix('ours-')}"
@@ -101,7 +133,7 @@ def chosen_for_load(
     rows = [
         name
         for name in capacities
-        if name in RECIPES
+        if name in REPRODUCIBLE
         and all(
             as_good(quality[name], quality[rung]) if {name, rung} <= quality.keys() else False
             for rung in best.values()
@@ -129,24 +161,26 @@ class Lineup:
         self._llama_client = llama_client
         self._names = [name for name in NAMES if name not in without]
 
-    def contenders(self, place: Place, max_length: int) -> list[Contender]:
+    def contenders(self, place: Place, max_length: int, *, fits: bool) -> list[Contender]:
         """All of them for one model.
 
         Args:
             place: Where they live, and of which model.
             max_length: Tokens of a prompt and its answer, at most.
+            fits: Whether the model is a trained one, whose weights can be fitted to a text.
 
         Raises:
             ChildError: An environment cannot be set up.
         """
-        return [self._contender(name, place, max_length) for name in self._names]
+        return [self._contender(name, place, max_length, fits=fits) for name in self._names]
 
-    def _contender(self, name: str, place: Place, max_length: int) -> Contender:
+    def _contender(self, name: str, place: Place, max_length: int, *, fits: bool) -> Contender:
         if name in RECIPES:
+            chain = RECIPES[name] if fits else laid_out(RECIPES[name])
             return Server(
                 name,
                 place,
-                chain=RECIPES[name],
+                chain=chain,
                 client=self._grpc_client,
                 max_length=max_length,
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.peer_lineup import NAMES, QUALITY_FACTOR, RECIPES, label
 from benchmarks.peer_results import PeerResults
-from benchmarks.peer_turns import DECODE, PREFILL
+from benchmarks.peer_turns import DECODE, MEMORY, PREFILL
 from benchmarks.poisson import BETWEEN_S, NEW_TOKENS, PROMPT_TOKENS, TTFT_S, LoadPoint
 from benchmarks.report import Table, document, versions_of, where
 from benchmarks.samples import Measure, Spread
@@ -29,6 +29,12 @@ BARS = {
     Measure.DECODE_16: 1.0,
 }
 """The best of our rows that are as good as a rung over that rung, at least, whichever rung."""
+
+BANDWIDTH_SHARE = 0.75
+"""Of the memory's bandwidth, at least, that decoding one stream uses."""
+FORMS_FACTOR, RESIDENT_BYTES = 1.3, 250 << 20
+"""Memory of a server, at most: so many times its weights and so much besides."""
+WARM_S = 2.0
 
 
 def tables(results: PeerResults) -> Iterator[Table]:
@@ -60,6 +66,11 @@ def tables(results: PeerResults) -> Iterator[Table]:
         tuple(_bars(results)),
     )
     yield Table(
+        "Our rows by themselves: limits that memory and a start are to keep",
+        ("", "what", "limit", "measured", ""),
+        tuple(_limits(results)),
+    )
+    yield Table(
         f"Poisson load, {PROMPT_TOKENS} tokens in, {NEW_TOKENS} out: milliseconds; goodput counts "
         f"first tokens within {TTFT_S:g} s and 95 % of the gaps within {BETWEEN_S * 1e3:.0f} ms",
         (
@@ -87,6 +98,8 @@ def notes(results: PeerResults) -> Iterator[str]:
     )
     for name, capacity in results.capacities.items():
         yield f"Capacity of {label(name)}: {capacity:.2f} requests/s."
+    for rung in results.unmatched():
+        yield f"NOT COMPARED: no row of ours is as good as {label(rung)}."
     for name, why in results.failures.items():
         yield f"FAILED: {label(name)} was left out: {why.splitlines()[0]}"
     disturbed = sum(sample.others_cores > QUIET_CORES for sample in results.samples)
@@ -166,8 +179,50 @@ def _bars(results: PeerResults) -> Iterator[tuple[str, ...]]:
             label(rung),
             f"{at_least:g}",
             f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
-            "pass" if ratio.median >= at_least else "FAIL",
+            _verdict(ratio.median >= at_least),
         )
+
+
+def _limits(results: PeerResults) -> Iterator[tuple[str, ...]]:
+    """Bandwidth, memory and warm start of every row; memory is the peak, loading included."""
+    samples = results.samples
+    read = samples.spread(MEMORY, Measure.BANDWIDTH)
+    for name, weights in results.weights.items():
+        pace = samples.ratio_of(Measure.DECODE_1, name, Measure.BANDWIDTH, MEMORY)
+        if pace is not None and read is not None:
+            share = pace.median * weights.bytes_per_token
+            token = f"{weights.bytes_per_token / 1e6:.0f} MB a token"
+            yield (
+                label(name),
+                f"decode, 1 stream: share of {read.median / 1e9:.1f} GB/s, at {token}",
+                f"at least {BANDWIDTH_SHARE:.0%}",
+                f"{share:.0%}",
+                _verdict(share >= BANDWIDTH_SHARE),
+            )
+        peak = samples.spread(name, Measure.PEAK)
+        if peak is not None:
+            most = FORMS_FACTOR * weights.loaded_bytes + RESIDENT_BYTES
+            forms = f"{FORMS_FACTOR:g} x {weights.loaded_bytes / _MIB:.0f} of weights"
+            yield (
+                label(name),
+                f"peak memory, MiB: {forms} + {RESIDENT_BYTES / _MIB:.0f}, cache not counted",
+                f"{most / _MIB:.0f}",
+                f"{peak.median / _MIB:.0f}",
+                _verdict(peak.median <= most),
+            )
+        warm = samples.spread(name, Measure.WARM_START)
+        if warm is not None:
+            yield (
+                label(name),
+                "warm start to first token, s",
+                f"{WARM_S:g}",
+                f"{warm.median:.2f}",
+                _verdict(warm.median <= WARM_S),
+            )
+
+
+def _verdict(passes: bool) -> str:  # noqa: FBT001 - its only argument
+    return "pass" if passes else "FAIL"
 
 
 def _loads(results: PeerResults) -> Iterator[tuple[str, ...]]:

@@ -9,7 +9,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from benchmarks.peer_lineup import RECIPES, RUNGS, as_good
+from benchmarks.ours import Weights
+from benchmarks.peer_lineup import REPRODUCIBLE, RUNGS, as_good
 from benchmarks.poisson import LoadPoint
 from benchmarks.samples import Measure, Sample, Samples, Spread
 from benchmarks.settings import Settings
@@ -41,6 +42,7 @@ class PeerResults:
     parameters: int
     versions: dict[str, dict[str, str]]
     quality: dict[str, float]
+    weights: dict[str, Weights]
     capacities: dict[str, float]
     loads: list[LoadPoint]
     failures: dict[str, str]
@@ -52,6 +54,7 @@ class PeerResults:
         content |= {
             "machine": asdict(self.machine),
             "settings": asdict(self.settings),
+            "weights": {name: asdict(sizes) for name, sizes in self.weights.items()},
             "loads": [asdict(load) for load in self.loads],
             "samples": [asdict(sample) for sample in self.samples],
         }
@@ -80,16 +83,25 @@ class PeerResults:
         _, rung, ratio = min(found, key=lambda one: one[0])
         return rung, ratio
 
+    def unmatched(self) -> list[str]:
+        """The rungs that no reproducible row is as good as."""
+        return [
+            rung
+            for rung in RUNGS
+            if rung in self.quality
+            and not any(self.comparable(ours, rung) for ours in REPRODUCIBLE)
+        ]
+
     def hardest(self, measure: Measure) -> tuple[str, str, Spread] | None:
         """The rung that we stand worst against, with the row of ours that does best there.
 
-        A rung that no measured row is as good as does not count.
+        A rung that no measured row is as good as does not count (``unmatched``).
         """
         found: list[tuple[float, str, str, Spread]] = []
         for rung in RUNGS:
             rows = [
                 (ratio.median, ours, ratio)
-                for ours in RECIPES
+                for ours in REPRODUCIBLE
                 if self.comparable(ours, rung)
                 and (ratio := self.samples.ratio(measure, ours, rung)) is not None
             ]
@@ -112,6 +124,7 @@ def read_results(path: Path) -> PeerResults:
             **content,
             "machine": Machine(**machine),
             "settings": Settings(**content["settings"]),
+            "weights": {name: Weights(**one) for name, one in content["weights"].items()},
             "loads": [LoadPoint(**load) for load in content["loads"]],
             "samples": Samples(samples),
         }

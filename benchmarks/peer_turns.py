@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from benchmarks.bandwidth import read_bandwidth
 from benchmarks.child import ChildError
 from benchmarks.contenders import Contender
 from benchmarks.prompts import Prompts
@@ -26,6 +27,8 @@ DECODE = {
     8: Measure.DECODE_8,
     16: Measure.DECODE_16,
 }
+MEMORY = "memory"
+"""Whose figure the bandwidth is."""
 _WARM_UP_TOKENS = 4
 _ATTEMPTS = 2
 
@@ -43,6 +46,8 @@ class PeerTurns:
         """Give everybody their turn in every round."""
         for round_ in range(self._settings.rounds):
             what = f"round {round_ + 1} of {self._settings.rounds}"
+            read = read_bandwidth(self._settings.threads)
+            samples.add(Sample(MEMORY, Measure.BANDWIDTH, round_, read))
             for contender in self._roster.round(round_):
                 with self._roster.trying(contender, what):
                     turn = _Turn(contender, self._settings, self._prompts, self._load, round_)

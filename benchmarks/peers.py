@@ -19,7 +19,8 @@ from rich.console import Console
 from artifacts.machine import usable_cores
 from benchmarks.child import ChildError
 from benchmarks.contenders import ROOT, Contender, Place
-from benchmarks.peer_lineup import NAMES, Lineup, chosen_for_load, streams
+from benchmarks.ours import Server, Weights
+from benchmarks.peer_lineup import NAMES, Lineup, chosen_for_load, is_fitted, streams
 from benchmarks.peer_quality import MODEL, divergences
 from benchmarks.peer_report import markdown, write_plots
 from benchmarks.peer_results import PeerResults, read_results
@@ -124,7 +125,7 @@ class _Bench:
 
     def _quality(self, lineup: Lineup, work: Path, cleanup: ExitStack) -> dict[str, float]:
         place = self._place(work / "demo", MODEL, _DEMO_VOCABULARY)
-        roster = self._roster(lineup, place, _DEMO_LENGTH, cleanup)
+        roster = self._roster(lineup.contenders(place, _DEMO_LENGTH, fits=True), cleanup)
         return divergences(roster, _REFERENCE, NAMES, work / "scores")
 
     def _shape(
@@ -140,14 +141,13 @@ class _Bench:
         self._tell(f"model: {name}")
         place = self._place(work / name, make_model(work / "models", shape), shape.vocabulary)
         prompts = Prompts(shape.vocabulary)
-        roster = self._roster(lineup, place, _MAX_LENGTH, cleanup)
+        roster = self._roster(lineup.contenders(place, _MAX_LENGTH, fits=False), cleanup)
         contenders = roster.active()
         samples = Samples()
         starts = Starts(roster, load=self._load, quiet_s=self._settings.quiet_s)
-        if self._options.no_cold:
-            _build_what_is_missing(roster)
-        else:
-            starts.cold(samples)
+        if not self._options.no_cold:
+            starts.cold(samples, without=[one.name for one in contenders if is_fitted(one.name)])
+        weights = _build_what_is_missing(roster)
         PeerTurns(roster, self._settings, prompts, load=self._load).run(samples)
         capacities: dict[str, float] = {}
         loads: list[LoadPoint] = []
@@ -162,6 +162,7 @@ class _Bench:
             parameters=shape.parameters,
             versions={each.name: each.versions for each in contenders if each.versions},
             quality=quality,
+            weights=weights,
             capacities=capacities,
             loads=loads,
             failures=roster.failures,
@@ -221,8 +222,7 @@ class _Bench:
         prompt = Prompts(vocabulary).draw("start", 0, 1, self._settings.prompt_tokens)[0]
         return Place(folder, model, self._settings, prompt)
 
-    def _roster(self, lineup: Lineup, place: Place, max_length: int, cleanup: ExitStack) -> Roster:
-        contenders = lineup.contenders(place, max_length)
+    def _roster(self, contenders: Sequence[Contender], cleanup: ExitStack) -> Roster:
         for contender in contenders:
             cleanup.callback(contender.end)
         return Roster(contenders, self._tell)
@@ -233,12 +233,21 @@ class _Bench:
         )
 
 
-def _build_what_is_missing(roster: Roster) -> None:
-    """A first start may make something; those that are measured must not."""
+def _build_what_is_missing(roster: Roster) -> dict[str, Weights]:
+    """A first start may make something; those that are measured must not.
+
+    Returns:
+        Sizes of our rows' weights.
+    """
+    weights: dict[str, Weights] = {}
     for contender in roster.active():
         with roster.trying(contender, "first start"):
             contender.start()
+            if isinstance(contender, Server):
+                contender.describe()
+                weights[contender.name] = contender.weights()
             contender.end()
+    return weights
 
 
 if __name__ == "__main__":

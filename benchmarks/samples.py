@@ -32,6 +32,7 @@ class Measure(StrEnum):
     COLD_START = "cold_start_s"
     COLD_PEAK = "cold_start_peak_bytes"
     WARM_START = "warm_start_s"
+    BANDWIDTH = "memory_read_bytes_per_s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,13 @@ class Samples:
 
         Several figures of one round count as their median. None when no round has both.
         """
-        ours, theirs = self._by_round(contender, measure), self._by_round(base, measure)
+        return self.ratio_of(measure, contender, measure, base)
+
+    def ratio_of(
+        self, measure: Measure, contender: str, other: Measure, base: str
+    ) -> Spread | None:
+        """The same with another measure of ``base``."""
+        ours, theirs = self._by_round(contender, measure), self._by_round(base, other)
         return spread([ours[round_] / theirs[round_] for round_ in ours if round_ in theirs])
 
     def client_share(self, contender: str, measure: Measure) -> float | None:

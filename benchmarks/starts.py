@@ -8,6 +8,7 @@ throughput.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 from benchmarks.contenders import Contender
 from benchmarks.ours import Engine
@@ -24,9 +25,9 @@ class Starts:
         self._load = load
         self._quiet_s = quiet_s
 
-    def cold(self, samples: Samples) -> None:
-        """Everybody once, with all that they made before deleted."""
-        self._round("cold start", Measure.COLD_START, 0, samples)
+    def cold(self, samples: Samples, *, without: Collection[str] = ()) -> None:
+        """Everybody but some once, with all that they made before deleted."""
+        self._round("cold start", Measure.COLD_START, 0, samples, without=without)
 
     def warm(self, samples: Samples, rounds: int) -> None:
         """Everybody in every round."""
@@ -34,10 +35,18 @@ class Starts:
             what = f"warm start {round_ + 1} of {rounds}"
             self._round(what, Measure.WARM_START, round_, samples)
 
-    def _round(self, what: str, measure: Measure, round_: int, samples: Samples) -> None:
+    def _round(
+        self,
+        what: str,
+        measure: Measure,
+        round_: int,
+        samples: Samples,
+        *,
+        without: Collection[str] = (),
+    ) -> None:
         for contender in self._roster.round(round_):
             # An engine in-process is an instrument, not something that anybody would start.
-            if isinstance(contender, Engine):
+            if isinstance(contender, Engine) or contender.name in without:
                 continue
             with self._roster.trying(contender, what):
                 if measure is Measure.COLD_START:

@@ -29,7 +29,7 @@ from optimizers.errors import RecipeChangedError, RequestError
 from optimizers.events import Events
 from optimizers.generation_config import generation_defaults
 from optimizers.memory import check_memory, check_streamed_memory
-from optimizers.publish import MODEL, WEIGHTS, add_files
+from optimizers.publish import MODEL, WEIGHTS, add_files, published
 from optimizers.quality import Judge
 from optimizers.recipe import export_key, libraries, recipe_digest, source_key, stage_key
 from optimizers.results import Made, Result, Results, folder_bytes
@@ -309,7 +309,7 @@ class Build:
                 recipe=self._request.recipe,
                 model=original.model,
                 chain=tuple(stage.described() for stage in self._stages),
-                graph=graph.spec,
+                graph=published(graph.spec, files),
                 generation=generation_defaults(original.folder),
                 files=files,
                 export=graph.export,

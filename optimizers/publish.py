@@ -1,24 +1,25 @@
 """From a finished chain to an artifact in the store.
 
-Owns which files an artifact has, and the rewriting of ``model.onnx`` so that its weights' name is
-their hash. Knows nothing of how the model was made.
+Owns which files an artifact has, and the rewriting of its graphs so that whatever they name is
+named by its hash. Knows nothing of how the model was made.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts.digest import is_sha256
-from artifacts.manifest import FileEntry
+from artifacts.manifest import FileEntry, GraphSpec
 from artifacts.store import Store
 from optimizers.errors import StageError
 from optimizers.tokenizer_files import tokenizer_bytes
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
+PROMPTS = "prompts.onnx"
+PROMPTS_WEIGHTS = "prompts.onnx.data"
 _COPIED = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 
@@ -34,18 +35,24 @@ def add_files(
 
     Args:
         store: Where to.
-        onnx_folder: Holds ``model.onnx`` and ``model.onnx.data``.
+        onnx_folder: Holds ``model.onnx`` and ``model.onnx.data``; perhaps ``prompts.onnx`` as well.
         config_folder: The model folder whose ``config.json`` describes these weights.
         text_folder: The original model's folder: tokenizer, template and generation defaults.
         is_spare: The weights are moved out of ``onnx_folder``, which nobody needs any more.
     """
-    digest, size = store.add_blob(onnx_folder / WEIGHTS, is_spare=is_spare)
-    entries = [FileEntry(name=WEIGHTS, size_bytes=size, sha256=digest)]
+    entries = [
+        _added(store, onnx_folder / name, name, is_spare=is_spare)
+        for name in (WEIGHTS, PROMPTS_WEIGHTS)
+        if (onnx_folder / name).is_file()
+    ]
+    locations = {entry.name: entry.sha256 for entry in entries}
     contents = {
-        MODEL: relocated(onnx_folder / MODEL, digest),
-        "tokenizer.json": tokenizer_bytes(text_folder),
-        "config.json": (config_folder / "config.json").read_bytes(),
+        name: relocated(onnx_folder / name, locations)
+        for name in (MODEL, PROMPTS)
+        if (onnx_folder / name).is_file()
     }
+    contents["tokenizer.json"] = tokenizer_bytes(text_folder)
+    contents["config.json"] = (config_folder / "config.json").read_bytes()
     for name in _COPIED:
         if (text_folder / name).is_file():
             contents[name] = (text_folder / name).read_bytes()
@@ -53,16 +60,33 @@ def add_files(
         for name, content in contents.items():
             path = Path(scratch) / name
             path.write_bytes(content)
-            digest, size = store.add_blob(path)
-            entries.append(FileEntry(name=name, size_bytes=size, sha256=digest))
+            entries.append(_added(store, path, name))
     return tuple(sorted(entries, key=lambda entry: entry.name))
 
 
-def relocated(model: Path, location: str) -> bytes:
-    """Give an ONNX model's bytes with all external weights moved to the file ``location``.
+def published(graph: GraphSpec, files: Iterable[FileEntry]) -> GraphSpec:
+    """The same way to run it, with the graph for prompts named by its hash."""
+    if graph.forms is None:
+        return graph
+    digest = next(entry.sha256 for entry in files if entry.name == PROMPTS)
+    forms = graph.forms.model_copy(update={"prompts": digest})
+    return graph.model_copy(update={"forms": forms})
+
+
+def _added(store: Store, path: Path, name: str, *, is_spare: bool = False) -> FileEntry:
+    digest, size = store.add_blob(path, is_spare=is_spare)
+    return FileEntry(name=name, size_bytes=size, sha256=digest)
+
+
+def relocated(model: Path, locations: Mapping[str, str]) -> bytes:
+    """Give an ONNX model's bytes with its external weights in other files.
+
+    Args:
+        model: The file.
+        locations: By the name of a file that it may refer to, the name that this gets.
 
     Raises:
-        StageError: The model refers to a file other than its own weights.
+        StageError: The model refers to another file.
     """
     import onnx
 
@@ -71,9 +95,10 @@ def relocated(model: Path, location: str) -> bytes:
         for entry in tensor.external_data:
             if entry.key != "location":
                 continue
-            if entry.value != WEIGHTS and not (is_sha256(location) and entry.value == location):
-                raise StageError(f"{MODEL} refers to {entry.value!r} besides {WEIGHTS}.")
-            entry.value = location
+            if entry.value not in locations:
+                known = ", ".join(sorted(locations))
+                raise StageError(f"{model.name} refers to {entry.value!r} besides {known}.")
+            entry.value = locations[entry.value]
     content: bytes = loaded.SerializeToString(deterministic=True)
     return content
 

@@ -59,7 +59,13 @@ class QuantizedGraph:
         self._shared: dict[tuple[int, int], _Weights] = {}
 
     def replace_linear(
-        self, linear: Linear, bits: int, level: int = FAST, *, quantize: Quantizer | None = None
+        self,
+        linear: Linear,
+        bits: int,
+        level: int = FAST,
+        *,
+        quantize: Quantizer | None = None,
+        shares: bool = True,
     ) -> None:
         """Turn a product into ``MatMulNBits``; a Gemm's bias is added behind it.
 
@@ -69,11 +75,12 @@ class QuantizedGraph:
             level: 4 computes with int8 activations: the fast kernels, the only ones for 8 bits.
             quantize: For this product alone and at once, unless it shares its weights with the
                 embeddings.
+            shares: Whether it may: a tied head then has the embeddings' bytes.
         """
         import onnx_ir
 
         name = f"{linear.weight.name}_Q{bits}"
-        table = self._tied_table(linear)
+        table = self._tied_table(linear) if shares else None
         if table is None:
             blocks = self._lazily(linear.outputs(), bits, whole=False)
             if quantize is not None:

@@ -154,10 +154,10 @@ class Results:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the weights in a folder: safetensors, or an ONNX model with its data."""
+    """Bytes of the weights in a folder: safetensors, or ONNX models with their data."""
     weights = [
         path.stat().st_size
         for path in folder.iterdir()
-        if path.suffix == ".safetensors" or path.name.startswith("model.onnx")
+        if path.suffix == ".safetensors" or path.name.endswith((".onnx", ".onnx.data"))
     ]
     return sum(weights)

@@ -54,6 +54,7 @@ class QuantizeKvCache(Stage):
         from optimizers.kv_graph import quantize_cache
         from optimizers.kv_kernel import check_kernel
         from optimizers.kv_scales import find_scales
+        from optimizers.prompt_graph import load_prompt_graph, save_prompt_graph
         from optimizers.publish import MODEL
 
         if work.graph is None:
@@ -80,6 +81,10 @@ class QuantizeKvCache(Stage):
         served = quantize_cache(model, work.graph, attentions, scales)
         report(0.7, "writing")
         linears.save(model, target)
+        if work.graph.forms is not None:
+            prompts = load_prompt_graph(work.folder)
+            quantize_cache(prompts, work.graph, read_attentions(prompts, work.graph), scales)
+            save_prompt_graph(prompts, target)
         report(0.8, "comparing")
         session = kv_comparison.open_compared(target / MODEL, served, threads=work.threads)
         lost = kv_comparison.divergence(before, kv_comparison.run_ragged(session, documents))

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from artifacts.errors import BugError
+from optimizers.errors import StageError
 from optimizers.stage import Outcome, Report, Stage, Work
 
 if TYPE_CHECKING:
+    from artifacts.manifest import GraphSpec
     from optimizers.block_quantization import Rounding
     from optimizers.graph_flow import Reached
     from optimizers.linears import Linear
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 FLOAT = 32  # bits of what stays as it is
 FAST = 4  # the accuracy level that computes with int8 activations
-_LATER = {"mean_bits": None, "accuracy_level": FAST}
+_LATER = {"mean_bits": None, "accuracy_level": FAST, "forms": "one"}
 
 
 class QuantizeWeightOnly(Stage):
@@ -80,8 +82,8 @@ class QuantizeWeightOnly(Stage):
         Field(
             description="rtn rounds to nearest; k_quant searches each block's scale for the "
             "least error; hqq lets few weights be further off so that most are nearer; gptq makes "
-            "up for errors on the calibration text (embeddings, and a head tied to them, are "
-            "rounded). Slower to build in this order, the same speed to serve."
+            "up for errors on the calibration text (embeddings, and a head that has their bits "
+            "and bytes, are rounded). Slower to build in this order, the same speed to serve."
         ),
     ] = "rtn"
     lm_head_bits: Annotated[
@@ -109,6 +111,19 @@ class QuantizeWeightOnly(Stage):
         ),
     ] = 4
 
+    forms: Annotated[
+        Literal["one", "by_role", "auto", "adaptive"],
+        Field(
+            description="one: the weights as they are above. by_role: prompts are computed by a "
+            "second form of them, int8 with activations in int8 per row, which is faster for "
+            "many tokens at a time where the processor has VNNI, and takes memory; generated "
+            "tokens (and whatever gives logits) by the first. auto: by_role where a sweep of a "
+            "second, on the machine that builds, finds prompts to gain, else one. adaptive: the "
+            "second form computes whole steps of so many tokens as the sweep finds to gain, so a "
+            "result depends on who else is served: it is not reproducible."
+        ),
+    ] = "one"
+
     @property
     def calibrates(self) -> bool:
         """Where something is measured, or GPTQ looks at what the text makes flow."""
@@ -118,11 +133,18 @@ class QuantizeWeightOnly(Stage):
     def _measures(self) -> bool:
         return self.bits == "mixed" or self.accuracy_level == "auto"
 
+    @property
+    def _fits_head(self) -> bool:
+        """Whether gptq works on a tied head too: not where its bytes are the embeddings'."""
+        return self.algorithm == "gptq" and self.lm_head_bits != self.embedding_bits
+
     def identity(self) -> dict[str, Any]:
         """Fields that came later count where they are set, so that older recipes stay valid."""
         fields = super().identity()
         unset = {name for name, value in _LATER.items() if fields[name] == value}
-        return {name: value for name, value in fields.items() if name not in unset}
+        kept = {name: value for name, value in fields.items() if name not in unset}
+        # Before there was this, such a head was rounded.
+        return {**kept, "fits_head": True} if self._fits_head else kept
 
     def problem(self) -> tuple[str, str, str] | None:
         """Refuse what the algorithm cannot do, and fields that say different things."""
@@ -153,8 +175,8 @@ class QuantizeWeightOnly(Stage):
 
     @property
     def streams(self) -> bool:
-        """Where weights alone decide, each matrix by itself."""
-        return not self.calibrates
+        """Where weights alone decide, each matrix by itself and once."""
+        return not self.calibrates and self.forms == "one"
 
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Quantize the products, then the embeddings."""
@@ -165,7 +187,7 @@ class QuantizeWeightOnly(Stage):
     def stream(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
         """The same with a graph that was never written."""
         if not self.streams:
-            raise BugError("What looks at activations cannot be streamed.")
+            raise BugError("This form of the stage cannot be streamed.")
         return self._quantize(model, work, target, report)
 
     def _quantize(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
@@ -187,7 +209,13 @@ class QuantizeWeightOnly(Stage):
         def replace(linear: Linear, quantize: Quantizer | None = None) -> None:
             plan = planned[id(linear.node)]
             if plan.bits < FLOAT:
-                graph.replace_linear(linear, plan.bits, plan.accuracy_level, quantize=quantize)
+                graph.replace_linear(
+                    linear,
+                    plan.bits,
+                    plan.accuracy_level,
+                    quantize=quantize,
+                    shares=not self._fits_head,
+                )
 
         def replace_reached(reached: Reached) -> None:
             quantize = Fitted(
@@ -213,11 +241,69 @@ class QuantizeWeightOnly(Stage):
         for node in tables if bits < FLOAT else ():
             graph.replace_table(node, bits)
         # All that GPTQ has not made is made as it is written.
+        end = 1.0 if self.forms == "one" else 0.92
         linears.save(
-            model, target, lambda part: report(begun + (1 - begun) * part, "quantizing weights")
+            model, target, lambda part: report(begun + (end - begun) * part, "quantizing weights")
         )
         notes = told(plans, found)
-        return Outcome(notes=notes, plan=plans if notes else ())
+        plan = plans if notes else ()
+        if self.forms == "one":
+            return Outcome(notes=notes, plan=plan)
+        spec, note = self._second_form(work, target, report)
+        return Outcome(notes=(*notes, note), plan=plan, graph=spec)
+
+    def _second_form(
+        self, work: Work, target: Path, report: Report
+    ) -> tuple[GraphSpec | None, str]:
+        """Add the graph for prompts, where it pays; gives how both are run, and what was found."""
+        from artifacts.manifest import Forms
+        from optimizers import linears
+        from optimizers.forms_sweep import ROWS, rows_to_change
+        from optimizers.prompt_graph import write_prompt_graph
+        from optimizers.publish import PROMPTS
+
+        spec = work.graph_spec()
+        if spec.form != "packed":
+            raise StageError(
+                "Two forms of the weights need a graph in the packed form.",
+                path="forms",
+                remedy="Set forms to one for this model.",
+            )
+        rows: int | None = 1
+        note = "prompts are computed in int8"
+        if self.forms != "by_role":
+            report(0.92, "timing both forms of a product")
+            rows = rows_to_change(
+                linears.find_linears(linears.load(work.folder)),
+                self._rounding,
+                4 if self.bits == "mixed" else self.bits,
+                scratch=target,
+                threads=work.threads,
+            )
+            if rows is None:
+                return None, f"one form: int8 is no faster here, up to {ROWS[-1]} tokens at a time"
+            note = f"int8 is faster here from {rows} tokens on"
+        report(0.95, "writing the form for prompts")
+        choice: Literal["by_role", "adaptive"] = (
+            "adaptive" if self.forms == "adaptive" else "by_role"
+        )
+
+        write_prompt_graph(
+            work.folder, spec, target, self._replace_rest, scores=choice == "adaptive"
+        )
+        forms = Forms(choice=choice, prompts=PROMPTS, rows=rows or 1)
+        return spec.model_copy(update={"forms": forms}), note
+
+    def _replace_rest(self, model: Any, head: Linear | None, tables: list[Any]) -> None:
+        """Give a graph the head and the embeddings that the other form of it has."""
+        from optimizers.quantized_graph import QuantizedGraph
+
+        graph = QuantizedGraph(model, self._rounding)
+        if head is not None and (bits := self._or_bits(self.lm_head_bits)) < FLOAT:
+            graph.replace_linear(head, bits)
+        for node in tables:
+            if (bits := self._or_bits(self.embedding_bits)) < FLOAT:
+                graph.replace_table(node, bits)
 
     def _wanted(self) -> Wanted:
         from optimizers.weight_plan import Wanted

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from artifacts.forms import by_role
 from artifacts.scores import Scores
 from artifacts.session import DecoderSession, Row
 from server.engine.constraint import ConstraintError
@@ -54,6 +55,7 @@ class Lane:
             slots=attach.session.slots,
             budget_tokens=attach.kv_budget_tokens,
             step_tokens=max(attach.step_tokens, attach.session.slots),
+            remembers_answers=not by_role(attach.session.forms),
         )
         self._sampler = Sampler(attach.session.vocab_size)
         self._drafting = attach.drafting

@@ -54,11 +54,23 @@ class Share:
 class Scheduler:
     """Waiting and running sequences of one variant."""
 
-    def __init__(self, *, slots: int, budget_tokens: int, step_tokens: int) -> None:
+    def __init__(
+        self, *, slots: int, budget_tokens: int, step_tokens: int, remembers_answers: bool = True
+    ) -> None:
+        """Have nothing to do yet.
+
+        Args:
+            slots: Sequences at a time.
+            budget_tokens: That all of them may hold.
+            step_tokens: At most, of one step.
+            remembers_answers: Whether a later prompt may reuse what was computed of generated
+                tokens; not where that depends on their having been generated.
+        """
         if step_tokens < slots:
             raise BugError(f"step_tokens {step_tokens} cannot serve {slots} slots in one step.")
         self.table = SlotTable(slots, budget_tokens)
         self.step_tokens = step_tokens
+        self._remembers_answers = remembers_answers
         self.waiting = WaitingLine()
         self.running: list[Sequence] = []  # in order of admission
 
@@ -127,7 +139,8 @@ class Scheduler:
             was_short = sequence.computed < sequence.prompt_length
             sequence.computed += share.tokens - share.drafted
             if was_short and sequence.computed >= sequence.prompt_length:
-                self.table.computed(sequence.slot, sequence.tokens[: sequence.prompt_length])
+                kept = min(sequence.prompt_length, self._kept(sequence))
+                self.table.computed(sequence.slot, sequence.tokens[:kept])
 
     def finish(self, sequence: Sequence) -> bool:
         """Take a sequence out, wherever it is.
@@ -142,8 +155,14 @@ class Scheduler:
         if sequence.is_background:  # what others may still need is not given up for it
             self.table.free(sequence.slot)
             return True
-        retained = self.table.retain(sequence.slot, sequence.tokens[: sequence.computed].copy())
-        return not retained
+        kept = sequence.tokens[: self._kept(sequence)].copy()
+        return not self.table.retain(sequence.slot, kept)
+
+    def _kept(self, sequence: Sequence) -> int:
+        """How many of a sequence's first tokens may be reused by others."""
+        if self._remembers_answers:
+            return sequence.computed
+        return min(sequence.computed, sequence.alike)
 
     def discard(self, sequence: Sequence) -> tuple[int, ...]:
         """Take out a running sequence; neither its cache nor what it was copied from is trusted.

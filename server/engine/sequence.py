@@ -101,6 +101,15 @@ class Sequence:
         return self.tokens[: self.prompt_length if scoring is None else scoring.first]
 
     @property
+    def alike(self) -> int:
+        """How many of its first tokens are computed the same in every request that has them.
+
+        Logits are wanted of what follows; a session with two forms of the weights computes that in
+        the other one.
+        """
+        return len(self.reusable) - 1
+
+    @property
     def unscored(self) -> int:
         """Tokens still to be computed before the first one whose logits score another."""
         scoring = self.request.scoring

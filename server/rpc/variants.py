@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from artifacts.forms import reproducible
 from artifacts.host_figures import Figure, HostFigures
 from artifacts.manifest import Manifest, Quality, StageRecord
 from protos import inference_pb2 as pb
@@ -94,6 +95,9 @@ def _fill_manifest(message: pb.Variant, manifest: Manifest) -> None:
     message.libraries.update(manifest.libraries)
     message.created = manifest.created
     message.audit.extend(manifest.audit_lines)
+    forms = manifest.graph.forms
+    message.forms = "" if forms is None else forms.choice
+    message.reproducible = reproducible(forms)
     message.lineage.extend(_stage(record) for record in manifest.lineage)
 
 

@@ -8,32 +8,40 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from artifacts.manifest import GraphSpec
 from benchmarks.child import ChildError
 from benchmarks.environments import python_with
+from benchmarks.ours import Weights
 from benchmarks.peer_lineup import (
-    INT4_32,
-    INT4_128,
+    ADAPTIVE,
+    GPTQ,
+    GPTQ_HEAD4,
+    INT4,
     NAMES,
     RECIPES,
     RUNGS,
     chosen_for_load,
+    is_fitted,
+    laid_out,
     streams,
 )
 from benchmarks.peer_quality import mean_kl, windows
-from benchmarks.peer_report import markdown, tables, write_plots
+from benchmarks.peer_report import markdown, notes, tables, write_plots
 from benchmarks.peer_results import PeerResults, read_results
-from benchmarks.peer_turns import pace
+from benchmarks.peer_turns import MEMORY, pace
 from benchmarks.poisson import moments, point
 from benchmarks.samples import Measure, Sample, Samples
 from benchmarks.settings import Settings
 from benchmarks.workers.schedule import Stream, answer_of
 from server.comparison.machine import Machine
+from tests.optimizers.onnx_stage import run_stage
 
 QUALITY = {
-    INT4_32: 0.010,
-    INT4_128: 0.030,
+    INT4: 0.010,
+    GPTQ_HEAD4: 0.030,
     "llama.cpp-Q4_0": 0.020,
     "openvino-int4": 0.0095,
     "genai-int4": 0.005,
@@ -45,15 +53,18 @@ def results() -> PeerResults:
     samples = Samples()
     for round_, drift in enumerate((1.0, 0.5)):
         for name, value in (
-            (INT4_32, 60.0),
-            (INT4_128, 90.0),
+            (INT4, 60.0),
+            (GPTQ_HEAD4, 90.0),
             ("llama.cpp-Q4_0", 50.0),
             ("openvino-int4", 40.0),
             ("genai-int4", 30.0),
         ):
             samples.add(Sample(name, Measure.DECODE_1, round_, drift * value))
+        samples.add(Sample(MEMORY, Measure.BANDWIDTH, round_, drift * 20e9))
+        samples.add(Sample(INT4, Measure.PEAK, round_, 700 << 20))
+        samples.add(Sample(INT4, Measure.WARM_START, round_, 2.5))
     answer = {"arrivals_s": [[1.5, 1.6, 1.8], [3.0, 3.5, 4.0]], "seconds": 4.0}
-    load = point(answer, [1.0, 2.0], contender=INT4_32, round_=0, share="70% of its own", rate=1.0)
+    load = point(answer, [1.0, 2.0], contender=INT4, round_=0, share="70% of its own", rate=1.0)
     return PeerResults(
         created="2026-11-25T00:00:00+00:00",
         machine=Machine(
@@ -64,7 +75,8 @@ def results() -> PeerResults:
         parameters=1_000_000,
         versions={"genai-int4": {"onnxruntime-genai": "0"}},
         quality=QUALITY,
-        capacities={INT4_32: 2.0},
+        weights={INT4: Weights(loaded_bytes=400 << 20, bytes_per_token=300_000_000)},
+        capacities={INT4: 2.0},
         loads=[load],
         failures={},
         samples=samples,
@@ -102,20 +114,20 @@ def test_a_load_is_seen_as_its_users_see_it() -> None:
 def test_only_what_is_as_good_is_compared() -> None:
     """A row against the hardest rung whose KL it keeps to, by each round's ratio."""
     found = results()
-    assert found.comparable(INT4_32, "openvino-int4")  # 0.010 <= 1.1 * 0.0095
-    assert not found.comparable(INT4_32, "genai-int4")
-    assert not found.comparable(INT4_32, "openvino-int8")  # nobody knows
-    best = found.best(Measure.DECODE_1, INT4_32)
+    assert found.comparable(INT4, "openvino-int4")  # 0.010 <= 1.1 * 0.0095
+    assert not found.comparable(INT4, "genai-int4")
+    assert not found.comparable(INT4, "openvino-int8")  # nobody knows
+    best = found.best(Measure.DECODE_1, INT4)
     assert best is not None
     assert (best[0], best[1].median) == ("llama.cpp-Q4_0", pytest.approx(1.2))
-    assert found.best(Measure.DECODE_1, INT4_128) is None  # worse than all of them
+    assert found.best(Measure.DECODE_1, GPTQ_HEAD4) is None  # worse than all of them
     hardest = found.hardest(Measure.DECODE_1)
     assert hardest is not None
-    assert hardest[:2] == (INT4_32, "llama.cpp-Q4_0")
+    assert hardest[:2] == (INT4, "llama.cpp-Q4_0")
     # A faster row that is good enough for one rung leaves another as the hardest.
-    nearer = replace(found, quality={**QUALITY, INT4_128: 0.021}).hardest(Measure.DECODE_1)
+    nearer = replace(found, quality={**QUALITY, GPTQ_HEAD4: 0.021}).hardest(Measure.DECODE_1)
     assert nearer is not None
-    assert nearer[:2] == (INT4_32, "openvino-int4")
+    assert nearer[:2] == (INT4, "openvino-int4")
     assert nearer[2].median == pytest.approx(1.5)
 
 
@@ -140,6 +152,12 @@ def test_results_survive_a_file_and_tables_are_rectangular(tmp_path: Path) -> No
         assert all(len(row) == len(table.header) for row in table.rows)
     decode = next(table for table in tables(read) if table.title.startswith("Bars")).rows[1]
     assert decode[3:] == ("1.2", "1.20 (1.20 to 1.20)", "pass")
+    limits = next(table for table in tables(read) if table.title.startswith("Our rows by them"))
+    assert [row[2:] for row in limits.rows] == [
+        ("at least 75%", "90%", "pass"),  # 60 tokens of 300 MB in 20 GB, in each round
+        ("770", "700", "pass"),
+        ("2", "2.50", "FAIL"),
+    ]
     write_plots(read, tmp_path / "plots.html")
     assert "llama.cpp Q4_0" in (tmp_path / "plots.html").read_text(encoding="utf-8")
 
@@ -147,9 +165,36 @@ def test_results_survive_a_file_and_tables_are_rectangular(tmp_path: Path) -> No
 def test_everybody_has_a_name_of_their_own() -> None:
     """And those that stream are known."""
     assert len({*NAMES}) == len(RECIPES) + len(RUNGS)
-    assert streams(INT4_32)
+    assert streams(INT4)
     assert streams("llama.cpp-Q4_0")
     assert not streams("optimum")
+
+
+def test_random_weights_are_laid_out_as_fitted_ones_are(
+    tiny_llama_export: tuple[Path, GraphSpec], tmp_path: Path
+) -> None:
+    """Rounded instead, with every tensor as large: a step then costs the same."""
+    assert [name for name in NAMES if is_fitted(name)] == [GPTQ, GPTQ_HEAD4, ADAPTIVE]
+    layouts = []
+    for number, chain in enumerate((RECIPES[GPTQ_HEAD4], laid_out(RECIPES[GPTQ_HEAD4]))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run_stage(chain[0]["quantize"], *tiny_llama_export, folder)
+        graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+        tensors = [(tuple(one.dims), one.data_type) for one in graph.initializer if one.dims]
+        layouts.append((sorted(tensors), [node.op_type for node in graph.node]))
+    assert layouts[0] == layouts[1]
+
+
+def test_a_rung_that_no_row_is_as_good_as_is_told() -> None:
+    """It cannot be beaten by leaving it out."""
+    found = results()
+    assert found.unmatched() == ["genai-int4"]
+    better = replace(found, quality={**QUALITY, INT4: 0.005})
+    assert better.unmatched() == []
+    told = [[note for note in notes(one) if "NOT COMPARED" in note] for one in (found, better)]
+    assert ["onnxruntime-genai" in note for note in told[0]] == [True]
+    assert told[1] == []
 
 
 def test_a_stream_that_ends_early_is_no_figure() -> None:
@@ -190,8 +235,8 @@ def test_the_worker_that_becomes_a_server_makes_what_is_missing(tmp_path: Path) 
 def test_under_load_our_row_is_as_good_as_the_rungs_it_meets() -> None:
     """A faster one that is not as good stays away; what was not judged does too."""
     capacities = {
-        INT4_32: 1.0,
-        INT4_128: 3.0,
+        INT4: 1.0,
+        GPTQ_HEAD4: 3.0,
         "llama.cpp-Q4_0": 2.0,
         "llama.cpp-Q8_0": 1.5,
         "openvino-int4": 1.0,
@@ -199,6 +244,6 @@ def test_under_load_our_row_is_as_good_as_the_rungs_it_meets() -> None:
     assert chosen_for_load(capacities, QUALITY) == {
         "llama.cpp-Q4_0": 2.0,
         "openvino-int4": 1.0,
-        INT4_32: 1.0,
+        INT4: 1.0,
     }
-    assert INT4_32 not in chosen_for_load(capacities, {})
+    assert INT4 not in chosen_for_load(capacities, {})

@@ -22,6 +22,14 @@ def test_making_up_for_errors_loses_least_at_4_bits(loss: Any) -> None:
     assert gptq < 0.5 * min(_kl(loss, other) for other in ("rtn", "k_quant", "hqq"))
 
 
+def test_a_head_with_bytes_of_its_own_is_fitted_too(loss: Any) -> None:
+    """At 4 bits beside embeddings of 8; one that shares theirs is rounded, and so are they."""
+    fields = {"method": "weight_only", "algorithm": "gptq", "lm_head_bits": 4}
+    own = loss("quantize", **fields).kl_mean
+    shared = loss("quantize", **fields, embedding_bits=4).kl_mean
+    assert own < 0.7 * shared
+
+
 def test_searching_a_scale_loses_no_more_than_rounding_at_4_bits(loss: Any) -> None:
     """Both searches, each with its own measure of a block's error."""
     assert _kl(loss, "k_quant") <= _kl(loss, "rtn")

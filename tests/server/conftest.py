@@ -20,6 +20,7 @@ from artifacts.host_figures import Figure, Host, HostFigures
 from artifacts.manifest import (
     ExportRecord,
     FileEntry,
+    Forms,
     GenerationDefaults,
     GraphSpec,
     KernelFinding,
@@ -327,7 +328,12 @@ def manifest() -> Manifest:
         model=ModelSource(id="demo", revision="r1", architecture="LlamaForCausalLM"),
         chain=({"quantize": {"bits": 8}},),
         graph=GraphSpec(
-            form="packed", vocab_size=4096, max_length=128, layers=(), inputs=("input_ids",)
+            form="packed",
+            vocab_size=4096,
+            max_length=128,
+            layers=(),
+            inputs=("input_ids",),
+            forms=Forms(choice="by_role", prompts="c" * 64),
         ),
         generation=GenerationDefaults(eos_token_ids=(0, 5), bos_token_id=0),
         files=(FileEntry(name="model.onnx", size_bytes=1000, sha256="b" * 64),),

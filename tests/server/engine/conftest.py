@@ -45,6 +45,7 @@ class PrefixSession:
         self.max_length = max_length
         self.vocab_size = VOCAB
         self.kv_bytes_per_token = 8
+        self.forms = None
         self.cache: list[list[int]] = [[] for _ in range(slots)]
         self.steps: list[list[Row]] = []
         self.fail_next = False

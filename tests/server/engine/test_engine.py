@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from artifacts.manifest import Forms
+from artifacts.scores import Scores
+from artifacts.session import Row
 from server.engine.messages import Cancel, Detach, Failed, FailureCode, Finished, FinishReason
 
 Oracle = Callable[[Sequence[int], int], list[int]]
@@ -437,3 +441,59 @@ def test_gauges_are_shown_before_the_answer(make_harness: Any, session: Any) -> 
     harness.engine.stop()
     assert set(seen) == {"finished", "too large", "cancelled", "late", "broken", "detached"}
     assert set(seen.values()) == {(0, 0, 0)}
+
+
+def _by_role(session_class: Any) -> Any:
+    """A session whose numbers depend on the form that computed each token of the prefix."""
+
+    class ByRole(session_class):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.forms = Forms(choice="by_role", prompts="prompts.onnx")
+
+        def step(self, rows: Sequence[Row]) -> Scores:
+            return super().step([replace(row, tokens=_tagged(row)) for row in rows])  # type: ignore[no-any-return]
+
+    return ByRole()
+
+
+def _tagged(row: Row) -> Any:
+    tokens = row.tokens.copy()
+    tokens[len(tokens) - row.logits :] += _GENERATED
+    return tokens
+
+
+_GENERATED = 1000
+
+
+def _fresh(harness: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """What a prompt gets where nothing is remembered."""
+    prefix = [*prompt[:-1], prompt[-1] + _GENERATED]
+    found: list[int] = []
+    for _ in range(count):
+        found.append(int(harness.logits(prefix).argmax()))
+        prefix.append(found[-1] + _GENERATED)
+    return found
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_answers_are_not_reused_where_their_form_is_another(
+    harness: Any,
+    make_session: Any,
+    is_known: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """A conversation's next turn is what it would be on a fresh server; the twin's is not."""
+    session = _by_role(make_session)
+    if not is_known:
+        session.forms = None
+    harness.attach(session)
+    prompt = list(range(40))
+    harness.submit("first", prompt, max_tokens=20)
+    harness.final("first")
+    answer = harness.tokens("first")
+    assert answer == _fresh(harness, prompt, 20)
+    longer = [*prompt, *answer, 7, 8, 9]
+    harness.submit("longer", longer, max_tokens=6)
+    cached = harness.final("longer").usage.cached_tokens
+    assert cached == (39 if is_known else 59)
+    assert (harness.tokens("longer") == _fresh(harness, longer, 6)) is is_known

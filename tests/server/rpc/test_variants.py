@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from artifacts.manifest import Manifest
+from artifacts.manifest import Forms, Manifest
 from protos import inference_pb2 as pb
 from server.catalog import BudgetState, BudgetView, BuildProgress, VariantState
 from server.drafts import DraftMethod, Drafts
@@ -69,6 +69,19 @@ async def test_a_ready_variant_shows_all_that_its_manifest_has(
     ) == (0.01, 0.2, 0.98, 12.5, 8, 4096, "avx512_vnni")
     assert not quality.HasField("original_perplexity")
     assert list(variant.audit) == ["MatMul (first and 1 more): 4.2 MB"]
+    assert (variant.forms, variant.reproducible) == ("by_role", True)
+
+
+async def test_what_is_not_reproducible_says_so(
+    bench: Bench, stub: Any, manifest: Manifest
+) -> None:
+    """Where the size of a step chooses the form, a result depends on who else is served."""
+    forms = Forms(choice="adaptive", prompts="c" * 64, rows=8)
+    graph = manifest.graph.model_copy(update={"forms": forms})
+    bench.catalog.change("int8", manifest=manifest.model_copy(update={"graph": graph}))
+    variant = await stub.GetVariant(pb.GetVariantRequest(variant="int8"))
+    assert (variant.forms, variant.HasField("reproducible")) == ("adaptive", True)
+    assert not variant.reproducible
 
 
 async def test_figures_of_this_machine_are_shown_with_their_intervals(stub: Any) -> None:

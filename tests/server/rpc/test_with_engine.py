@@ -41,6 +41,7 @@ class HashSession:
         self.max_length = max_length
         self.vocab_size = VOCAB
         self.kv_bytes_per_token = 8
+        self.forms = None
         self._cache: list[list[int]] = [[] for _ in range(slots)]
 
     def step(self, rows: Sequence[Row]) -> Scores:
