@@ -175,7 +175,7 @@ class QuantizeWeightOnly(Stage):
 
     @property
     def streams(self) -> bool:
-        """Where weights alone decide, each matrix by itself, and are read once."""
+        """Where weights alone decide, each matrix by itself and once."""
         return not self.calibrates and self.forms == "one"
 
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
@@ -187,7 +187,7 @@ class QuantizeWeightOnly(Stage):
     def stream(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
         """The same with a graph that was never written."""
         if not self.streams:
-            raise BugError("What looks at activations cannot be streamed.")
+            raise BugError("This form of the stage cannot be streamed.")
         return self._quantize(model, work, target, report)
 
     def _quantize(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
@@ -241,8 +241,9 @@ class QuantizeWeightOnly(Stage):
         for node in tables if bits < FLOAT else ():
             graph.replace_table(node, bits)
         # All that GPTQ has not made is made as it is written.
+        end = 1.0 if self.forms == "one" else 0.92
         linears.save(
-            model, target, lambda part: report(begun + (1 - begun) * part, "quantizing weights")
+            model, target, lambda part: report(begun + (end - begun) * part, "quantizing weights")
         )
         notes = told(plans, found)
         plan = plans if notes else ()

@@ -265,6 +265,7 @@ def test_the_plan_tells_what_streams(child: Child, tiny_llama_folder: Path) -> N
         "gptq": [{"quantize": {**quantize, "algorithm": "gptq"}}],
         "mixed": [{"quantize": {**quantize, "bits": "mixed", "mean_bits": 5}}],
         "measured": [{"quantize": {**quantize, "accuracy_level": "auto"}}],
+        "two_forms": [{"quantize": {**quantize, "forms": "by_role"}}],
         "dynamic": [{"quantize": {"method": "dynamic"}}],
         "pruned": [{"prune": {"amount": 0.5}}, INT4],
     }
