@@ -16,7 +16,7 @@ import numpy as np
 from artifacts.measure import open_scorer
 from artifacts.store import Store
 from benchmarks.bandwidth import bytes_per_token
-from benchmarks.child import Child, ChildError
+from benchmarks.child import Child, ChildError, Usage
 from benchmarks.contenders import Contender, Place, Served
 from benchmarks.settings import KV_BYTES, MAX_LENGTH, SLOTS, STEP_TOKENS, write_config
 
@@ -50,28 +50,48 @@ class Server(Served):
         max_length: int = MAX_LENGTH,
     ) -> None:
         super().__init__(name, place, client=client)
-        self._store = place.folder / "stores" / name
-        self._config = write_config(
-            place.folder / "configs" / f"{name}.yaml",
-            model=place.model,
-            store=self._store,
-            variant=name,
-            chain=chain,
-            threads=place.settings.threads,
-            max_length=max_length,
-        )
+        self._store = place.folder / "store"
+        self._cold_store = place.folder / "cold-stores" / name
+        self._is_cold = False
+
+        def config(file: str, store: Path, *, is_measured: bool) -> Path:
+            return write_config(
+                place.folder / "configs" / file,
+                model=place.model,
+                store=store,
+                variant=name,
+                chain=chain,
+                threads=place.settings.threads,
+                max_length=max_length,
+                is_measured=is_measured,
+            )
+
+        self._config = config(f"{name}.yaml", self._store, is_measured=True)
+        self._cold_config = config(f"{name}-cold.yaml", self._cold_store, is_measured=False)
         self._target = ""
         self.artifact = ""
         """Digest of what it serves, known once it was asked to describe itself."""
 
     @property
     def store(self) -> Path:
-        """The folder of its artifacts, its alone."""
+        """The folder of artifacts, which all variants of a model share."""
         return self._store
 
     def discard(self) -> None:
-        """Empty the store."""
-        shutil.rmtree(self._store, ignore_errors=True)
+        """Have the next start begin with an empty store, without a limit to be measured for.
+
+        What that start makes is gone when it ends: turns begin with what was measured.
+        """
+        shutil.rmtree(self._cold_store, ignore_errors=True)
+        self._is_cold = True
+
+    def end(self) -> Usage | None:
+        """End the process, and what a cold start has made."""
+        usage = super().end()
+        if self._is_cold:
+            self._is_cold = False
+            shutil.rmtree(self._cold_store, ignore_errors=True)
+        return usage
 
     def describe(self) -> dict[str, Any]:
         """What the server says of its variant: artifact, size, quality."""
@@ -99,7 +119,8 @@ class Server(Served):
         np.save(into, np.stack(found))
 
     def _spawn(self) -> Child:
-        return self._place.child(self.name, [*_command_line(), "serve", str(self._config)])
+        config = self._cold_config if self._is_cold else self._config
+        return self._place.child(self.name, [*_command_line(), "serve", str(config)])
 
     def _load(self) -> None:
         seconds = self._settings.start_s

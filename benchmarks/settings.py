@@ -54,15 +54,19 @@ def write_config(
     chain: list[dict[str, Any]],
     threads: int,
     max_length: int = MAX_LENGTH,
+    is_measured: bool = True,
 ) -> Path:
-    """A config of our server with one variant; ports are free ones on loopback."""
+    """A config of our server with one variant; ports are free ones on loopback.
+
+    A variant that ``is_measured`` has a limit that nothing exceeds: it is measured before it
+    serves, and so never beside a turn.
+    """
+    budget = {"budget": {"kl_mean": 1000, "on_breach": "warn"}} if is_measured else {}
     config = {
         "model": str(model),
         "store": str(store),
         "offline": True,
-        # A limit that nothing exceeds has the variant measured before it serves: a cold start then
-        # contains it, and nothing is measured beside the turns.
-        "budget": {"kl_mean": 1000, "on_breach": "warn"},
+        **budget,
         "variants": {variant: chain},
         "engine": {
             "slots": SLOTS,
