@@ -138,6 +138,23 @@ class Client:
             usage.accepted_tokens,
         )
 
+    async def margin(self, prompt: Sequence[int]) -> float:
+        """By how many nats the likeliest next token is ahead of the second.
+
+        Raises:
+            StreamError: The server refuses or tells no probabilities.
+        """
+        sampling = exactly(1)
+        sampling.logprobs = 2
+        request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
+        told: list[float] = []
+        with _refusals():
+            async for response in self._stub.Generate(request, timeout=_REQUEST_S):
+                told += [one.logprob for token in response.logprobs for one in token.top]
+        if len(told) < 2:
+            raise StreamError("The server told no probabilities.")
+        return abs(told[0] - told[1])
+
     async def generate_all(
         self, prompts: Sequence[Sequence[int]], sampling: pb.SamplingParameters
     ) -> tuple[Stream, ...]:
