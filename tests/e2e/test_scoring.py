@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 from protos import inference_pb2 as pb
@@ -15,7 +16,9 @@ from server.comparison.server_process import ServerProcess
 
 PROMPT = "def fibonacci(n):\n    if n < 2:\n        return n\n"
 # Where activations are rounded to 8 bits, float rounding of another order moves some by a step.
-TOLERANCES = {"baseline": 1e-3, "int8": 0.05, "int4": 0.05}
+# With AVX-512 VNNI, one row and several differ so: by 0.005 nats at the median, 0.13 at most.
+MOST = {"baseline": 1e-3, "int8": 0.2, "int4": 0.2}
+MEAN = {"baseline": 1e-4, "int8": 0.03, "int4": 0.03}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def ask(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield inference_pb2_grpc.InferenceStub(channel)
 
 
-@pytest.mark.parametrize("variant", TOLERANCES)
+@pytest.mark.parametrize("variant", MOST)
 def test_a_generated_text_is_scored_as_it_was_generated(ask: Any, variant: str) -> None:
     """Token by token, sampled at any temperature: log-probabilities are of the raw distribution."""
     prompt = list(ask.Tokenize(pb.TokenizeRequest(variant=variant, text=PROMPT)).token_ids)
@@ -56,10 +59,12 @@ def test_a_generated_text_is_scored_as_it_was_generated(ask: Any, variant: str) 
     assert [one.token_id for one in scored] == prompt + tokens
     assert not scored[0].HasField("logprob")
     behind = scored[len(prompt) :]
-    for own, other in zip(generated.logprobs, behind, strict=True):
-        tolerance = TOLERANCES[variant]
-        assert other.logprob == pytest.approx(own.logprob, abs=tolerance)
-        assert other.top[0].logprob == pytest.approx(own.top[0].logprob, abs=tolerance)
+    for logprob in (lambda one: one.logprob, lambda one: one.top[0].logprob):
+        own = np.array([logprob(one) for one in generated.logprobs])
+        other = np.array([logprob(one) for one in behind])
+        assert np.abs(own - other).max() < MOST[variant]
+        assert np.abs(own - other).mean() < MEAN[variant]
+        assert np.abs(own[1:] - other[:-1]).mean() > 3 * MEAN[variant]  # of the token before
 
 
 def test_time_ends_a_real_answer_with_its_text(ask: Any) -> None:
