@@ -1,15 +1,17 @@
 """What a variant that drafts gains, and that it changes no token.
 
 ``python -m benchmarks.drafting [--rounds 5]`` serves the demo model at the cost of SmolLM2-135M
-(``benchmarks.padded_model``), without and with a draft: its own sibling, which the server's chain
-makes of it by leaving out layers and training what is left. In float32 and in int4, greedy, alone
-and with several streams at a time, in turns within a round, over gRPC; prompts are the beginnings
-of the held-out texts. Prints tokens per second while decoding, their ratio, how many guesses were
-right, what a token of the draft costs in parts of the target's, and whether every token is the
-same. The exit code is 1 where a bar is missed or an answer differs. Keep other work off the
-machine.
+(``benchmarks.padded_model``), without and with a draft: its own sibling, which has lost layers that
+do something and was trained to predict as the whole model does. In float32 and in int4, greedy,
+alone and with several streams at a time, in turns within a round, over gRPC; prompts are the
+beginnings of the held-out texts. Prints tokens per second while decoding, their ratio, how many
+guesses were right, what a token of the draft costs in parts of the target's, and whether every
+token is the same. The exit code is 1 where a bar is missed or an answer differs. Keep other work
+off the machine.
 
-The first run trains the draft, a quarter of an hour or more; ``build/bench`` keeps it.
+The sibling is made of the demo model itself, since a padded teacher says the same and takes sixteen
+times as long; then it is padded as well. The first run trains it, some minutes; ``build/bench``
+keeps it.
 """
 
 from __future__ import annotations
@@ -30,14 +32,16 @@ from typing import Any
 import yaml
 
 from benchmarks.contenders import ROOT
-from benchmarks.padded_model import make_padded
+from benchmarks.padded_model import DEMO, make_padded
 from benchmarks.report import Table
 from benchmarks.samples import Spread, spread
+from benchmarks.shapes import Shape
+from benchmarks.sibling import make_sibling
 from benchmarks.speculation import Found
 from server.comparison.load import Load
 from server.comparison.machine import this_machine
 from server.comparison.server_process import ServerProcess
-from server.comparison.streams import Client, Stream, connected, exactly
+from server.comparison.streams import Client, Stream, connected, decode_rate, exactly
 
 BAR = 1.2
 _QUIET_S = 60.0
@@ -49,11 +53,13 @@ _SLOTS = 8
 Chain = list[dict[str, Any]]
 
 SIBLING: Chain = [
-    {"restructure": {"method": "depth", "drop": 26}},
-    {"restructure": {"method": "width", "ffn": 768, "kv_groups": 4}},
-    {"distill": {"method": "recover", "tokens": 200_000, "minutes": 12}},
+    {"restructure": {"method": "depth", "drop": 2}},
+    {"distill": {"method": "recover", "tokens": 250_000, "minutes": 10}},
 ]
-"""Of the six layers that do something two are left out, beside all that does nothing."""
+"""Of the demo model's six layers four are left: those that change most what flows through them."""
+
+DRAFT_SHAPE = Shape("smollm2-135m-draft", 49_152, 576, 768, 4, 9, 3, 8_192)
+"""The target's, with four of its thirty layers and half of their feed-forward channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +68,28 @@ class Pair:
 
     Attributes:
         name: Of both.
-        quantize: How both are quantized; None for float32.
+        target: The chain of the model as it is.
+        smaller: How the sibling is quantized.
         tie: Nats between the two likeliest tokens below which either may win: a step of several
             tokens adds its floats in another order, and where activations are rounded to int8, one
             that lies between two steps of the scale may go to the other.
     """
 
     name: str
-    quantize: Mapping[str, Any] | None
+    target: Chain
+    smaller: Chain
     tie: float
 
-    @property
-    def target(self) -> Chain:
-        """The model as it is, quantized."""
-        return [] if self.quantize is None else [{"quantize": dict(self.quantize)}]
 
-    @property
-    def draft(self) -> Chain:
-        """Its sibling, quantized alike."""
-        return [*SIBLING, *self.target]
-
+_INT4: dict[str, Any] = {"method": "weight_only", "bits": 4}
+_ALL_INT4 = {**_INT4, "lm_head_bits": 4, "embedding_bits": 4}
 
 PAIRS = {
     pair.name: pair
     for pair in (
-        Pair("float32", None, 1e-3),
-        Pair("int4", {"method": "weight_only", "bits": 4}, 5e-2),
+        Pair("float32", [], [], tie=1e-3),
+        # Guesses need not be exact: the draft's head, most of what is left of it, has 4 bits too.
+        Pair("int4", [{"quantize": _INT4}], [{"quantize": _ALL_INT4}], tie=5e-2),
     )
 }
 
@@ -100,7 +102,8 @@ class Measured:
         found: Rates without and with drafts, and what became of the guesses.
         margins: Of each answer that differs, what the two likeliest tokens were apart by, in nats,
             where it left the other one.
-        costs: Seconds of the draft's token over the target's, one of each round.
+        costs: Seconds that a token of the draft takes over one of the target's, each asked by
+            itself; one of each round.
     """
 
     found: Found = field(default_factory=Found)
@@ -126,14 +129,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code is 1 where a bar is missed or an answer differs."""
     options = _options(arguments)
     created = datetime.now(UTC)
+    models = options.work.resolve() / "models"
+    target = make_padded(models)
+    sibling, notes = make_sibling(models, DEMO, SIBLING, ROOT / "demo" / "calibration.jsonl", _say)
+    draft = make_padded(models / f"{sibling.name}-padded", DRAFT_SHAPE, sibling)
     results = {
-        name: asyncio.run(_measure(options, PAIRS[name])) for name in dict.fromkeys(options.pairs)
+        name: asyncio.run(_measure(options, PAIRS[name], target, draft))
+        for name in dict.fromkeys(options.pairs)
     }
     verdicts = [*judged(results)]
     told = "\n".join(
         [
             table(results).markdown(),
             "",
+            *(f"- draft: {note}" for note in notes),
             *(f"- {'pass' if met else 'FAIL'}: {line}" for line, met in verdicts),
         ]
     )
@@ -143,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content = {
         "created": created.isoformat(timespec="seconds"),
         "machine": this_machine().as_json(),
-        "draft": SIBLING,
+        "draft": {"chain": SIBLING, "notes": notes, "shape": asdict(DRAFT_SHAPE)},
         "results": {
             name: {streams: asdict(one) for streams, one in of_pair.items()}
             for name, of_pair in results.items()
@@ -212,9 +221,10 @@ def _shown(found: Spread) -> str:
     return f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-async def _measure(options: argparse.Namespace, pair: Pair) -> dict[int, Measured]:
-    work: Path = options.work.resolve()
-    model = make_padded(work / "models")
+async def _measure(
+    options: argparse.Namespace, pair: Pair, target: Path, draft: Path
+) -> dict[int, Measured]:
+    folder: Path = options.work.resolve() / "drafting"
     measured = {streams: Measured() for streams in options.streams}
     load = Load()
     sampling = exactly(options.new_tokens)
@@ -222,7 +232,7 @@ async def _measure(options: argparse.Namespace, pair: Pair) -> dict[int, Measure
         async with AsyncExitStack() as clients:
             asked: dict[str, Client] = {}
             for name in (_DRAFTED, _PLAIN, _DRAFT):  # the first one builds all there is to build
-                config = _write_config(work / "drafting", model, pair, name)
+                config = write_config(folder / f"{pair.name}-{name}.yaml", pair, target, draft)
                 server = ServerProcess(config, stderr=config.with_suffix(".log"))
                 servers.enter_context(server)
                 await asyncio.to_thread(server.wait_ready, _START_S)
@@ -241,7 +251,7 @@ async def _measure(options: argparse.Namespace, pair: Pair) -> dict[int, Measure
                     for name in order if round_ % 2 == 0 else order[::-1]:
                         turn[name] = await asked[name].generate_all(chosen, sampling)
                     one.found.add(turn[_PLAIN], turn[_DRAFTED])
-                    one.costs.append(_seconds(turn[_DRAFT]) / _seconds(turn[_PLAIN]))
+                    one.costs.append(decode_rate(turn[_PLAIN]) / decode_rate(turn[_DRAFT]))
                     one.margins += [
                         await asked[_PLAIN].margin((*prompt, *common))
                         for prompt, common in parted(chosen, turn[_PLAIN], turn[_DRAFTED])
@@ -267,42 +277,39 @@ def parted(
             yield prompt, tuple(islice(one.tokens, differs))
 
 
-def _seconds(streams: Sequence[Stream]) -> float:
-    """Of the middle token, alone or beside the other streams' tokens."""
-    return statistics.median(gap for stream in streams for gap in stream.gaps_s)
-
-
-def _write_config(folder: Path, model: Path, pair: Pair, name: str) -> Path:
-    """Of a server with one variant; the one that drafts itself has the draft as well."""
+def write_config(path: Path, pair: Pair, target: Path, draft: Path) -> Path:
+    """Of a server with one variant, by the file's name; the one that is drafted for has two."""
+    name = path.stem.removeprefix(f"{pair.name}-")
     variants: dict[str, Any] = {}
     if name != _DRAFT:
         speculation = {"method": "draft", "variant": _DRAFT} if name == _DRAFTED else None
         variants[_TARGET] = {"chain": pair.target, "speculation": speculation}
     if name != _PLAIN:
-        variants[_DRAFT] = pair.draft
+        variants[_DRAFT] = [{"distill": {"substitute": str(draft)}}, *pair.smaller]
     config = {
-        "model": str(model),
-        "store": str(folder / "store"),
+        "model": str(target),
+        "store": str(path.parent / "store"),
         "offline": True,
         "calibration": {"text": str(ROOT / "demo" / "calibration.jsonl")},
         "evaluation": {"text": str(ROOT / "demo" / "heldout.jsonl")},
         "variants": variants,
         "engine": {"slots": _SLOTS},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{pair.name}-{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
 
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
 def _tell(pair: Pair, round_: int, streams: int, one: Measured) -> None:
     plain, drafted = one.found.rates[-1]
-    print(
+    _say(
         f"{pair.name}, round {round_ + 1}, {streams} streams: {plain:.1f} and {drafted:.1f} "
         f"tokens/s, {drafted / plain:.2f}; guesses right {one.acceptance:.0%}; draft's token "
-        f"{one.costs[-1]:.2f} of the target's",
-        file=sys.stderr,
-        flush=True,
+        f"{one.costs[-1]:.2f} of the target's"
     )
 
 

@@ -146,12 +146,13 @@ def ratio(turns: Sequence[Turn], kind: str, figure: str) -> Spread | None:
 def table(turns: Sequence[Turn], options: argparse.Namespace) -> Table:
     """Medians of the rounds, and ratios taken within them."""
     rows = []
-    for kind in KINDS:
+    taken = {turn.kind for turn in turns}
+    for kind in filter(taken.__contains__, KINDS):
         cells = [kind]
         for figure in ("middle_s", "slowest_s"):
             seconds = [getattr(turn, figure) for turn in turns if turn.kind == kind]
             found = ratio(turns, kind, figure)
-            cells.append(f"{statistics.median(seconds):.3f}" if seconds else "")
+            cells.append(f"{statistics.median(seconds):.3f}")
             cells.append("" if found is None else _shown(found))
         rows.append(tuple(cells))
     return Table(
@@ -188,7 +189,8 @@ async def _measure(options: argparse.Namespace) -> list[Turn]:
         async with connected(server.target) as client:
             await asker.turn(client, COLD, -1)  # memory that is touched first costs more
             for round_ in range(options.rounds):
-                for kind in KINDS if round_ % 2 == 0 else reversed(KINDS):
+                kinds = [kind for kind in KINDS if kind in {COLD, *options.kinds}]
+                for kind in kinds if round_ % 2 == 0 else reversed(kinds):
                     await asyncio.to_thread(load.wait_quiet, options.quiet_seconds)
                     turns.append(await asker.turn(client, kind, round_))
                     _tell(turns[-1])
@@ -241,6 +243,7 @@ def _options(arguments: Sequence[str] | None) -> Any:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prefix", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b", help="of the model")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kinds", choices=KINDS[1:], nargs="+", default=KINDS[1:])
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=1_000)
     parser.add_argument("--common-tokens", type=int, default=900, help="of each prompt's beginning")

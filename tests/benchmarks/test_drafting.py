@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
-from benchmarks.drafting import PAIRS, SIBLING, Measured, Pair, judged, parted, table
+import pytest
+import yaml
+
+from benchmarks import zoo
+from benchmarks.contenders import ROOT
+from benchmarks.drafting import (
+    DRAFT_SHAPE,
+    PAIRS,
+    SIBLING,
+    Measured,
+    Pair,
+    judged,
+    parted,
+    table,
+    write_config,
+)
+from benchmarks.sibling import make_sibling
 from benchmarks.speculation import Found
 from optimizers.spec import parse_variant
 from server.comparison.streams import Stream
@@ -22,14 +39,46 @@ def measured(*ratios: float, margins: tuple[float, ...] = ()) -> Measured:
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=lambda pair: pair.name)
-def test_target_and_draft_are_chains(pair: Pair) -> None:
-    """The draft is the target's sibling: made smaller, trained, and quantized alike."""
-    for chain in (pair.target, pair.draft):
-        assert not parse_variant("v", chain).errors
-    assert pair.draft == [*SIBLING, *pair.target]
-    depth, recover = SIBLING[0]["restructure"], SIBLING[-1]["distill"]
-    assert depth["drop"] > 30 - 6  # more than what does nothing
+def test_servers_have_the_target_alone_both_or_the_draft_alone(pair: Pair, tmp_path: Path) -> None:
+    """All their chains are chains; only one server drafts."""
+    found = {}
+    for name in ("plain", "drafted", "draft"):
+        path = write_config(tmp_path / f"{pair.name}-{name}.yaml", pair, Path("t"), Path("d"))
+        found[name] = yaml.safe_load(path.read_text())["variants"]
+    assert [[*variants] for variants in found.values()] == [
+        ["target"],
+        ["target", "draft"],
+        ["draft"],
+    ]
+    assert found["plain"]["target"]["speculation"] is None
+    assert found["drafted"]["target"]["speculation"] == {"method": "draft", "variant": "draft"}
+    for variants in found.values():
+        for name, variant in variants.items():
+            chain = variant if name == "draft" else variant["chain"]
+            assert not parse_variant(name, chain).errors
+
+
+def test_the_draft_has_lost_layers_that_do_something() -> None:
+    """And was trained; or its guesses would be right for nothing."""
+    assert not parse_variant("sibling", SIBLING).errors
+    depth, recover = SIBLING[0]["restructure"], SIBLING[1]["distill"]
+    assert 6 - depth["drop"] == DRAFT_SHAPE.layers
     assert recover["method"] == "recover"
+
+
+def test_a_sibling_is_made_once(tmp_path: Path) -> None:
+    """Of the torch stages of a chain; what is left is a model, and what was said of it."""
+    model = zoo.write_model(tmp_path / "llama", "llama")
+    chain = [{"restructure": {"method": "depth", "drop": 1, "score": "last"}}]
+    text = ROOT / "demo" / "calibration.jsonl"
+    told: list[str] = []
+    first = make_sibling(tmp_path / "models", model, chain, text, told.append)
+    assert make_sibling(tmp_path / "models", model, chain, text, told.append) == first
+    assert told == ["restructure, 1 of 1"]
+    folder, notes = first
+    assert notes == ("left out layers 0 of 2",)
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 1
+    assert [one.name for one in (tmp_path / "models").iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(1.25, True), (1.15, False)])
