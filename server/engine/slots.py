@@ -2,9 +2,10 @@
 
 A slot is free (empty), owned (a running sequence) or retained (its sequence ended; the tokens are
 kept for a later prompt that begins alike). What begins alike is also copied from running
-sequences, once their prompts are computed. Reserved plus retained tokens never exceed the budget;
-retained ones go first, least recently used first. Pure bookkeeping: knows nothing of memory,
-sessions or requests; whoever calls carries out what an ``Admission`` says.
+sequences: what they took over at once, the rest of their prompts when it is computed. Reserved plus
+retained tokens never exceed the budget; retained ones go first, least recently used first. Pure
+bookkeeping: knows nothing of memory, sessions or requests; whoever calls carries out what an
+``Admission`` says.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class SlotTable:
         if source is not None:
             self._drop(source)
             self._owned[source] = reserve
+            # What both begin with is still there: for those that come at the same time.
+            self._index.add(source, prompt[:reused])
             return Admission(source, reused, None, self._shrink())
         slot, evicted = self._vacant()
         self._owned[slot] = reserve

@@ -35,7 +35,6 @@ class Slots(RuleBasedStateMachine):
         self.table = SlotTable(SLOTS, BUDGET)
         self.memory: dict[int, np.ndarray] = {}  # slot -> tokens whose cache is computed
         self.owners: dict[int, tuple[np.ndarray, int]] = {}
-        self.computed: set[int] = set()  # owners whose prompts are
 
     @rule(family=st.integers(0, 2), length=st.integers(1, 90), extra=st.integers(1, 60))
     def admit(self, family: int, length: int, extra: int) -> None:
@@ -52,29 +51,26 @@ class Slots(RuleBasedStateMachine):
             assert slot not in self.owners
             self.memory.pop(slot, None)
         if admission.copy_from is not None:
-            assert admission.copy_from not in self.owners or admission.copy_from in self.computed
             self.memory[admission.slot] = self.memory[admission.copy_from][: admission.reused]
         held = self.memory.get(admission.slot, prompt[:0])[: admission.reused]
         assert held.tolist() == prompt[: admission.reused].tolist(), "reused tokens differ"
         assert admission.reused < length, "nothing is left to compute"
         assert admission.reused == 0 or admission.reused >= BLOCK
-        self.memory[admission.slot] = prompt
+        self.memory[admission.slot] = held
         self.owners[admission.slot] = (prompt, reserve)
-        self.computed.discard(admission.slot)
 
     @precondition(lambda self: self.owners)
     @rule(data=st.data())
     def compute(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(sorted(self.owners)))
         self.table.computed(slot, self.owners[slot][0])
-        self.computed.add(slot)
+        self.memory[slot] = self.owners[slot][0]
 
     @precondition(lambda self: self.owners)
     @rule(data=st.data(), computed=st.integers(0, 90), retain=st.booleans())
     def end(self, data: st.DataObject, computed: int, retain: bool) -> None:  # noqa: FBT001
         slot = data.draw(st.sampled_from(sorted(self.owners)))
         prompt, _ = self.owners.pop(slot)
-        self.computed.discard(slot)
         tokens = prompt[:computed]
         if retain and self.table.retain(slot, tokens):
             self.memory[slot] = tokens
@@ -88,7 +84,6 @@ class Slots(RuleBasedStateMachine):
         self.table.clear()
         self.memory.clear()
         self.owners.clear()
-        self.computed.clear()
 
     @invariant()
     def integrity(self) -> None:
@@ -139,6 +134,23 @@ def test_a_running_sequence_is_copied_once_its_prompt_is_computed() -> None:
     assert after is not None
     assert (after.reused, after.copy_from, after.evicted) == (44, first.slot, ())
     assert len({first.slot, before.slot, after.slot}) == 3
+
+
+def test_what_was_taken_over_is_copied_at_once() -> None:
+    """Streams that come together share a remembered beginning, also where no slot is free."""
+    table = SlotTable(3, 1000)
+    for family in (0, 1, 2):
+        admission = table.admit(_prompt(family, 50), 60)
+        assert admission is not None
+        table.computed(admission.slot, _prompt(family, 50))
+    for slot in range(3):
+        assert table.retain(slot, _prompt(slot, 50))
+    found = []
+    for odd in range(3):
+        admission = table.admit(np.append(_prompt(1, 40), [odd, odd]).astype(np.int64), 60)
+        assert admission is not None
+        found.append((admission.slot, admission.reused, admission.copy_from, admission.evicted))
+    assert found == [(1, 40, None, ()), (0, 40, 1, (0,)), (2, 40, 1, (2,))]
 
 
 def test_for_a_copy_of_a_running_sequence_what_is_remembered_goes() -> None:
