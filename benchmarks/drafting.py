@@ -9,9 +9,9 @@ guesses were right, what a token of the draft costs in parts of the target's, an
 token is the same. The exit code is 1 where a bar is missed or an answer differs. Keep other work
 off the machine.
 
-The sibling is made of the demo model itself, since a padded teacher says the same and takes sixteen
-times as long; then it is padded as well. The first run trains it, some minutes; ``build/bench``
-keeps it.
+The sibling is made of the demo model itself, since a padded teacher says the same and takes several
+times as long; then it is padded as well. The first run trains it, ten minutes at most;
+``build/bench`` keeps it.
 """
 
 from __future__ import annotations
