@@ -151,7 +151,8 @@ def planned(manifest: Manifest, tmp_path: Path) -> Planned:
             (tmp_path / file).write_bytes(content)
             digest, size = store.add_blob(tmp_path / file)
             files.append(FileEntry(name=file, size_bytes=size, sha256=digest))
-        update = {"recipe": recipe, "files": tuple(files)}
+        graph = manifest.graph.model_copy(update={"forms": None})
+        update = {"recipe": recipe, "files": tuple(files), "graph": graph}
         artifact = store.publish(manifest.model_copy(update=update))
         store.open(artifact)
         variants[name] = PlannedVariant(recipe=recipe, chain=(), artifact=artifact)
