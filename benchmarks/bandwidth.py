@@ -15,7 +15,7 @@ import numpy as np
 
 _BYTES = 1 << 30  # far more than any cache
 _ATTEMPTS = 5
-_PRODUCTS = {"MatMul", "Gemm", "MatMulNBits", "MatMulIntegerToFloat"}
+_PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "MatMulNBits", "MatMulIntegerToFloat"}
 _WEIGHT = 1  # place among inputs: the weight; what belongs to it follows
 
 

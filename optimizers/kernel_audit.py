@@ -49,7 +49,7 @@ def _rules(node: Any, *, is_quantized: bool) -> Iterator[tuple[str, str]]:
     match node.op_type:
         case "MatMulNBits":
             yield from _product(node)
-        case "MatMul" | "Gemm" if is_quantized:
+        case "MatMul" | "FusedMatMul" | "Gemm" if is_quantized:
             yield from _float_product(node)
         case "GroupQueryAttention":
             yield from _attention(node)

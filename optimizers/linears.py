@@ -1,7 +1,7 @@
 """The linear layers and token embeddings of an ONNX decoder, whichever exporter wrote it.
 
-Owns how a constant weight is recognised behind MatMul, Gemm and Transpose, what the language
-model's head is, and loading and saving models with their weights aside. Knows nothing of
+Owns how a constant weight is recognised behind MatMul, Gemm, FusedMatMul and Transpose, what the
+language model's head is, and loading and saving models with their weights aside. Knows nothing of
 quantization.
 """
 
@@ -19,10 +19,10 @@ from optimizers.errors import StageError
 from optimizers.publish import MODEL, WEIGHTS
 from optimizers.rows import Rows, rows_of
 
-_PRODUCTS = {"MatMul", "Gemm"}
-_ALL_PRODUCTS = _PRODUCTS | {"MatMulNBits", "MatMulIntegerToFloat"}
+_PRODUCTS = {("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")}
+_ALL_PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "MatMulNBits", "MatMulIntegerToFloat"}
 _AFTER_HEAD = {"Add", "Mul", "Div", "Tanh", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Gather"}
-_MULTIPLYING = _PRODUCTS | {"Einsum", "Conv", "MoE", "QMoE"}
+_MULTIPLYING = {"MatMul", "Gemm", "FusedMatMul", "Einsum", "Conv", "MoE", "QMoE"}
 _LARGE = 4096  # elements from which on a constant counts as a weight
 _ALIGNMENT = 64  # bytes; a vector load of a mapped weight never straddles a cache line
 
@@ -32,7 +32,7 @@ class Linear:
     """One product with a constant matrix.
 
     Attributes:
-        node: The MatMul or Gemm (an ``onnx_ir.Node``).
+        node: The MatMul, Gemm or FusedMatMul (an ``onnx_ir.Node``).
         weight: The initializer (an ``onnx_ir.Value``).
         is_transposed: Whether the initializer is (N, K) and not (K, N).
         rows: K, the inputs.
@@ -157,12 +157,19 @@ def new_weight(model: Any, name: str, array: NDArray[Any]) -> Any:
 
 def as_linear(node: Any) -> Linear | None:
     """See a node as a linear layer, if it is one (whether it is the head is not looked at)."""
-    if node.op_type not in _PRODUCTS or node.domain or node.inputs[1] is None:
+    if (node.domain, node.op_type) not in _PRODUCTS or node.inputs[1] is None:
         return None
     weight, is_transposed = node.inputs[1], False
     producer = weight.producer()
     if producer is not None and producer.op_type == "Transpose":
         weight, is_transposed = producer.inputs[0], True
+    if node.op_type == "FusedMatMul":
+        others = ("transA", "transBatchA", "transBatchB")
+        if node.attributes.get_float("alpha", 1.0) != 1.0 or any(
+            node.attributes.get_int(name, 0) for name in others
+        ):
+            return None
+        is_transposed ^= bool(node.attributes.get_int("transB", 0))
     if node.op_type == "Gemm":
         plain = (
             not node.attributes.get_int("transA", 0)

@@ -141,7 +141,7 @@ class _Surgery:
         node = next(out for out in self.graph.outputs if out.name == "logits").producer()
         while node is not None and node.op_type in _AFTER_HEAD:
             node = next((v.producer() for v in node.inputs if v and v.producer()), None)
-        if node is None or node.op_type != "MatMul":
+        if node is None or node.op_type not in {"MatMul", "FusedMatMul"}:
             raise UnpackableError("the language-model head is not one matrix product")
         wanted = self._node("Gather", [node.inputs[0], self.wanted], "packed.wanted", axis=1)
         self.graph.insert_before(node, [wanted])
