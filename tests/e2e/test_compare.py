@@ -60,7 +60,7 @@ def test_a_quick_comparison_of_the_demo(
     assert int8["comparisons"]["decode_1_tokens_per_second"]["verdict"] == "too few samples"
     assert int8["comparisons"]["kl_mean"]["verdict"] == "worse"
     assert any(
-        line.startswith("artifact 0.28x the size") for line in int8["findings"]["advantages"]
+        line.startswith("artifact 0.33x the size") for line in int8["findings"]["advantages"]
     )
     (breach,) = report["variants"]["baseline"]["breaches"]
     assert breach.startswith("size_bytes is 25,")
