@@ -63,7 +63,7 @@ def test_a_quick_comparison_of_the_demo(
         line.startswith("artifact 0.33x the size") for line in int8["findings"]["advantages"]
     )
     (breach,) = report["variants"]["baseline"]["breaches"]
-    assert breach.startswith("size_bytes is 25,")
+    assert breach.startswith("size_bytes is 21,")
     assert int8["breaches"] == []
     assert len(int8["divergence"]["first"]) == 8
 
