@@ -26,6 +26,7 @@ INT4 = "ours-int4-b32"
 GPTQ = "ours-gptq-b128"
 GPTQ_HEAD4 = "ours-gptq-b128-head4"
 ADAPTIVE = "ours-gptq-b128-head4-adaptive"
+INT8_128 = "ours-int8-b128"
 INT8_32 = "ours-int8-b32"
 INT8_16 = "ours-int8-b16"
 FLOAT32 = "ours-float32"
@@ -43,6 +44,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     GPTQ: [{"quantize": _GPTQ}],
     GPTQ_HEAD4: [{"quantize": _HEAD4}],
     ADAPTIVE: [{"quantize": {**_HEAD4, "forms": "adaptive"}}],
+    INT8_128: [{"quantize": {**_INT8, "block_size": 128}}],
     INT8_32: [{"quantize": {**_INT8, "block_size": 32}}],
     INT8_16: [{"quantize": {**_INT8, "block_size": 16}}],
     FLOAT32: [],
