@@ -34,12 +34,12 @@ import yaml
 from benchmarks.contenders import ROOT
 from benchmarks.padded_model import DEMO, make_padded
 from benchmarks.report import Table
+from benchmarks.run_file import write_run
 from benchmarks.samples import Spread, spread
 from benchmarks.shapes import Shape
 from benchmarks.sibling import make_sibling
 from benchmarks.speculation import Found
 from server.comparison.load import Load
-from server.comparison.machine import this_machine
 from server.comparison.server_process import ServerProcess
 from server.comparison.streams import Client, Stream, connected, decode_rate, exactly
 
@@ -147,19 +147,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
     )
     print(told)
-    options.results.mkdir(parents=True, exist_ok=True)
-    written = options.results / f"drafting-{created:%Y%m%d-%H%M%S}.json"
     content = {
-        "created": created.isoformat(timespec="seconds"),
-        "machine": this_machine().as_json(),
         "draft": {"chain": SIBLING, "notes": notes, "shape": asdict(DRAFT_SHAPE)},
         "results": {
             name: {streams: asdict(one) for streams, one in of_pair.items()}
             for name, of_pair in results.items()
         },
     }
-    written.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    written.with_suffix(".md").write_text(told + "\n", encoding="utf-8")
+    write_run(options.results, "drafting", created, content, told)
     return 0 if all(met for _, met in verdicts) else 1
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,11 +30,11 @@ from artifacts.machine import usable_cores
 from benchmarks.contenders import ROOT
 from benchmarks.prompts import Prompts
 from benchmarks.report import Table
+from benchmarks.run_file import write_run
 from benchmarks.samples import Spread, spread
 from benchmarks.settings import write_config
 from benchmarks.shapes import SHAPES, make_model
 from server.comparison.load import Load
-from server.comparison.machine import this_machine
 from server.comparison.server_process import ServerProcess
 from server.comparison.streams import Client, Stream, connected, exactly
 
@@ -97,17 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
     )
     print(told)
-    options.results.mkdir(parents=True, exist_ok=True)
-    written = options.results / f"prefix-{options.shape}-{created:%Y%m%d-%H%M%S}.json"
     content = {
-        "created": created.isoformat(timespec="seconds"),
-        "machine": this_machine().as_json(),
         "shape": options.shape,
         "lengths": asdict(lengths),
         "turns": [asdict(turn) for turn in turns],
     }
-    written.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    written.with_suffix(".md").write_text(told + "\n", encoding="utf-8")
+    write_run(options.results, f"prefix-{options.shape}", created, content, told)
     return 0 if all(met for _, met in verdicts) else 1
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -25,9 +24,9 @@ import yaml
 
 from benchmarks.contenders import ROOT
 from benchmarks.footprint import Footprint
+from benchmarks.run_file import write_run
 from benchmarks.shapes import SHAPES, make_model
 from server.comparison.load import Load
-from server.comparison.machine import this_machine
 from server.comparison.server_process import ServerProcess
 from server.comparison.streams import connected, exactly
 
@@ -79,18 +78,14 @@ def main() -> None:
         _tell(rounds[-1])
     created = datetime.now(UTC)
     bars = _bars(rounds, shape.parameters * _HALF_BYTES)
-    options.results.mkdir(parents=True, exist_ok=True)
-    written = options.results / f"streaming-{created:%Y%m%d-%H%M%S}.json"
     found = {
-        "created": created.isoformat(timespec="seconds"),
-        "machine": this_machine().as_json(),
         "shape": asdict(shape),
         "rounds": [asdict(one) for one in rounds],
         "bars": [asdict(bar) for bar in bars],
     }
-    written.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    for bar in bars:
-        print(f"{bar.title}: {bar.found:.2f}, below {bar.limit:g}: {bar.verdict}")
+    told = [f"{bar.title}: {bar.found:.2f}, below {bar.limit:g}: {bar.verdict}" for bar in bars]
+    print("\n".join(told))
+    write_run(options.results, "streaming", created, found, "\n".join(told))
     sys.exit(0 if all(bar.is_kept for bar in bars) else 1)
 
 
