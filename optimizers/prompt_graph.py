@@ -21,12 +21,12 @@ from optimizers.publish import PROMPTS, PROMPTS_WEIGHTS
 _INLINE_BYTES = 256  # smaller constants stay inside the graph
 _ALIGNMENT = 64  # bytes; a vector load of a mapped weight never straddles a cache line
 
-Replace = Callable[[Any, linears.Linear | None, list[Any]], None]
-"""Gives a model's head (if there is one to replace) and tables of embeddings their form."""
+Replace = Callable[[Any, list[Any]], None]
+"""Gives a model's tables of embeddings their form."""
 
 
 def write_prompt_graph(
-    source: Path, spec: GraphSpec, target: Path, replace_rest: Replace, *, scores: bool
+    source: Path, spec: GraphSpec, target: Path, replace_tables: Replace, *, scores: bool
 ) -> None:
     """Write ``prompts.onnx`` beside the finished ``model.onnx`` of a folder.
 
@@ -34,7 +34,7 @@ def write_prompt_graph(
         source: Folder of the float32 graph that both come from.
         spec: How that is run.
         target: Where the other graph lies, and this one goes.
-        replace_rest: Does with head and embeddings what was done in the other graph.
+        replace_tables: Does with embeddings what was done in the other graph.
         scores: Whether it gives logits, and what is computed from them, as well.
     """
     from onnx_ir.passes import common
@@ -48,11 +48,49 @@ def write_prompt_graph(
     for linear in found:
         if not linear.is_head:
             graph.replace_linear(linear)
+    replace_tables(model, tables)
     head = next((linear for linear in found if linear.is_head), None)
-    replace_rest(model, head, tables)
+    if head is not None:
+        _adopt_head(model, head, linears.load(target))
     common.RemoveUnusedNodesPass()(model)
     model.opset_imports.setdefault("com.microsoft", 1)
     save_prompt_graph(model, target)
+
+
+def _adopt_head(model: Any, head: linears.Linear, other: Any) -> None:
+    """Give a graph the head that the other one has, of the same weights."""
+    import onnx_ir
+
+    heads = linears.find_heads(other)
+    node = next(node for node in other.graph if id(node) in heads)
+    if node.op_type != "MatMulNBits":
+        return  # it was left as it is
+
+    def own(value: Any) -> Any:
+        if value.name not in model.graph.initializers:
+            adopted = onnx_ir.Value(
+                name=value.name, const_value=value.const_value, type=value.type, shape=value.shape
+            )
+            model.graph.register_initializer(adopted)
+        return model.graph.initializers[value.name]
+
+    packed, nodes = node.inputs[1], []
+    if (reshape := packed.producer()) is None:
+        weight = own(packed)
+    else:  # a table that it shares with the embeddings
+        nodes.append(onnx_ir.node("Reshape", [own(value) for value in reshape.inputs]))
+        weight = nodes[0].outputs[0]
+    product = onnx_ir.node(
+        node.op_type,
+        [head.node.inputs[0], weight, *(own(value) for value in node.inputs[2:])],
+        {name: node.attributes.get_int(name) for name in node.attributes},
+        domain=node.domain,
+        name=head.node.name,
+    )
+    nodes.append(product)
+    if head.bias is not None:
+        nodes.append(onnx_ir.node("Add", [product.outputs[0], head.bias]))
+    linears.replace_node(head.node, nodes)
 
 
 def load_prompt_graph(folder: Path) -> Any:

@@ -289,18 +289,16 @@ class QuantizeWeightOnly(Stage):
         )
 
         write_prompt_graph(
-            work.folder, spec, target, self._replace_rest, scores=choice == "adaptive"
+            work.folder, spec, target, self._replace_tables, scores=choice == "adaptive"
         )
         forms = Forms(choice=choice, prompts=PROMPTS, rows=rows or 1)
         return spec.model_copy(update={"forms": forms}), note
 
-    def _replace_rest(self, model: Any, head: Linear | None, tables: list[Any]) -> None:
-        """Give a graph the head and the embeddings that the other form of it has."""
+    def _replace_tables(self, model: Any, tables: list[Any]) -> None:
+        """Give a graph the embeddings that the other form of it has."""
         from optimizers.quantized_graph import QuantizedGraph
 
         graph = QuantizedGraph(model, self._rounding)
-        if head is not None and (bits := self._or_bits(self.lm_head_bits)) < FLOAT:
-            graph.replace_linear(head, bits)
         for node in tables:
             if (bits := self._or_bits(self.embedding_bits)) < FLOAT:
                 graph.replace_table(node, bits)

@@ -36,6 +36,15 @@ def by_role(tiny_llama_export: Graph, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
+def gpt2_export(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """Give a model whose head shares the embeddings."""
+    from optimizers.export import export
+
+    exported = export(gpt2_folder, tmp_path_factory.mktemp("gpt2"), progress=lambda *_: None)
+    return exported.model, exported.graph
+
+
+@pytest.fixture(scope="module")
 def int8(tiny_llama_export: Graph, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     """Give the same, every step computed by the form for prompts, logits included."""
     patch = pytest.MonkeyPatch()
@@ -146,6 +155,35 @@ def test_what_both_forms_have_is_stored_once(by_role: Graph) -> None:
     assert any("int8" in name for name in places)
     assert [out.name for out in graph.output if not out.name.startswith("present")] == []
     assert {one.name for one in graph.input}.isdisjoint({"logit_positions", "sampled_rows"})
+
+
+@pytest.mark.parametrize("fields", [{}, {"algorithm": "gptq", "lm_head_bits": 4}])
+def test_both_forms_have_the_same_head(
+    monkeypatch: pytest.MonkeyPatch, gpt2_export: Graph, tmp_path: Path, fields: Any
+) -> None:
+    """Where the second gives logits too: of the same bytes, fitted or shared with embeddings."""
+    import onnx
+
+    monkeypatch.setattr(forms_sweep, "rows_to_change", lambda *_, **__: 8)
+    graph = _made(gpt2_export, tmp_path, forms="adaptive", **fields)
+    heads = []
+    for name in ("model.onnx", "prompts.onnx"):
+        loaded = onnx.load(tmp_path / name, load_external_data=False).graph
+        (head,) = [one for one in loaded.node if "logits" in one.output]
+        assert head.op_type == "MatMulNBits"
+        places = {
+            one.name: sorted((entry.key, entry.value) for entry in one.external_data)
+            for one in loaded.initializer
+            # Zero points are few enough here to lie inside the graph.
+            if one.name in head.input and not one.name.endswith("zero_points")
+        }
+        attributes = {one.name: one.i for one in head.attribute}
+        assert all(("location", "model.onnx.data") in place for place in places.values())
+        heads.append((places, attributes))
+    assert heads[0] == heads[1]
+    assert heads[0][0]
+    tokens = np.random.default_rng(1).integers(0, 256, 12)
+    assert np.isfinite(_open(graph).step([Row(0, 0, tokens, 12)]).logits).all()
 
 
 def test_an_int8_cache_is_shared_by_both_forms(by_role: Graph, tmp_path: Path) -> None:
