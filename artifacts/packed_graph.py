@@ -54,6 +54,7 @@ class PackedGraph:
         max_length: Tokens that a slot may come to hold.
         vocab_size: Width of the logits, where it has any.
         threads: Who computes.
+        profile_into: What the name of a profile by ONNX Runtime begins with; None for no profile.
 
     Raises:
         SessionError: ONNX Runtime cannot load it.
@@ -68,8 +69,9 @@ class PackedGraph:
         max_length: int,
         vocab_size: int,
         threads: Threads,
+        profile_into: Path | None = None,
     ) -> None:
-        self._runtime = open_runtime(model, threads)
+        self._runtime = open_runtime(model, threads, profile_into=profile_into)
         self._cache = cache
         self._lengths = lengths
         self._max_length = max_length
@@ -148,6 +150,10 @@ class PackedGraph:
         shape = _Shape(tokens, width, max(logits, 1), sampled)
         self._runtime.run_with_iobinding(self._bind(low, high, shape).io, options)
         return self._scores.part(logits, sampled)
+
+    def end_profile(self) -> Path:
+        """Write the profile of all runs so far: a list of events as JSON."""
+        return Path(self._runtime.end_profiling())
 
     def _bind(self, low: int, high: int, shape: _Shape) -> _Binding:
         binding = self._bindings.get((low, high))

@@ -36,8 +36,13 @@ def share_threads(count: int) -> Threads:
     return Threads(count=count, shared=True)
 
 
-def open_runtime(model: Path, threads: Threads) -> Any:
+def open_runtime(model: Path, threads: Threads, *, profile_into: Path | None = None) -> Any:
     """Load a model file into ONNX Runtime on the CPU.
+
+    Args:
+        model: The file.
+        threads: Who computes.
+        profile_into: What the name of a profile of its runs begins with; None for no profile.
 
     Raises:
         SessionError: The file is no model that ONNX Runtime can load.
@@ -53,6 +58,9 @@ def open_runtime(model: Path, threads: Threads) -> Any:
     # Runtime would convert them with AVX-512 VNNI too, where that halves the speed for nothing.
     if saturates(isa_class()):
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if profile_into is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_into)
     if threads.shared:
         options.use_per_session_threads = False
     elif threads.count is not None:

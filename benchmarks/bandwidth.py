@@ -45,14 +45,32 @@ def bytes_per_token(model: Path) -> int:
     Args:
         model: An ONNX file; of its weights only the sizes are read.
     """
+    return sum(size for _, size in products(model).values())
+
+
+def products(model: Path) -> dict[str, tuple[str, int]]:
+    """Of each product of a graph by its node's name: the shape of its weights, and their bytes.
+
+    Args:
+        model: An ONNX file; of its weights only the sizes are read.
+    """
     import onnx_ir
 
-    graph = onnx_ir.load(model).graph
-    total = 0
-    for node in graph:
+    found = {}
+    for node in onnx_ir.load(model).graph:
         if node.op_type in _PRODUCTS:
-            total += sum(_bytes(value) for value in node.inputs[_WEIGHT:] if value is not None)
-    return total
+            size = sum(_bytes(value) for value in node.inputs[_WEIGHT:] if value is not None)
+            found[node.name] = (_shape(node), size)
+    return found
+
+
+def _shape(node: Any) -> str:
+    """K x N, where N outputs are computed of K inputs."""
+    if node.op_type == "MatMulNBits":
+        sizes: Any = (node.attributes.get_int("K"), node.attributes.get_int("N"))
+    else:
+        sizes = node.inputs[_WEIGHT].shape
+    return " x ".join(str(size) for size in sizes)
 
 
 def _bytes(value: Any) -> int:
