@@ -195,6 +195,7 @@ class QuantizeWeightOnly(Stage):
         from optimizers.calibration import within
         from optimizers.gptq import Fitted
         from optimizers.graph_flow import visit_products
+        from optimizers.joined_products import join_products
         from optimizers.quantized_graph import QuantizedGraph
         from optimizers.weight_plan import plan_weights, told
 
@@ -240,6 +241,7 @@ class QuantizeWeightOnly(Stage):
         bits = self._or_bits(self.embedding_bits)
         for node in tables if bits < FLOAT else ():
             graph.replace_table(node, bits)
+        join_products(model)
         # All that GPTQ has not made is made as it is written.
         end = 1.0 if self.forms == "one" else 0.92
         linears.save(

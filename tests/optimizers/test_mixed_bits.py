@@ -15,6 +15,7 @@ from artifacts.session import Row
 from optimizers import linears
 from optimizers.block_quantization import quantize_blocks
 from optimizers.errors import StageError
+from optimizers.joined_products import JOIN
 from optimizers.mixed_bits import Sensitivity, choose, measure
 from optimizers.probe import GraphProbe
 from optimizers.recipe import recipe_digest
@@ -121,11 +122,12 @@ def test_the_graph_is_what_the_plan_says(
     assert [one.bits for one in first.plan] == [one.bits for one in second.plan]
     nodes = [n for n in linears.load(tmp_path).graph if n.op_type == "MatMulNBits"]
     assert {one.node: (one.bits, one.accuracy_level) for one in first.plan} == {
-        node.name: (
+        name: (
             node.attributes.get_int("bits"),
             node.attributes.get_int("accuracy_level"),
         )
         for node in nodes
+        for name in node.name.split(JOIN)
     }
     planned = [one for one in first.plan if one.kl]
     assert {one.bits for one in planned} == {4, 8}
