@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from artifacts.manifest import GraphSpec
 from artifacts.runtime import Threads, open_runtime
 from optimizers.integer_graph import IntegerGraph, quantize_columns
 from optimizers.linears import find_linears
+from optimizers.spec import parse_chain
+from tests.optimizers.onnx_stage import run_stage
 
 ROWS, INPUTS, OUTPUTS = 6, 96, 64
 
@@ -135,3 +139,38 @@ def test_columns_keep_zeros_and_use_the_whole_range(share: float) -> None:
     assert not np.any(values[weight == 0])
     assert np.all(np.abs(values).max(axis=0) == 127)
     assert np.abs(values * scales - weight).max() <= scales.max() / 2 * 1.001
+
+
+def test_wide_inputs_have_blocks_where_asked(
+    tiny_llama_export: tuple[Path, GraphSpec], tmp_path: Path
+) -> None:
+    """Each layer's last product alone: its inputs are wider than the model."""
+    model, spec = tiny_llama_export
+    layers = len(spec.layers)
+    kinds, sizes = {}, {}
+    for size in (None, 32):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        run_stage({"method": "dynamic", "wide_block_size": size}, model, spec, folder)
+        nodes = [*onnx_ir.load(folder / "model.onnx").graph]
+        kinds[size] = Counter(node.op_type for node in nodes)
+        sizes[size] = [
+            node.attributes.get_int("K") for node in nodes if node.op_type == "MatMulNBits"
+        ]
+    assert kinds[None]["MatMulNBits"] == 0
+    assert kinds[32]["MatMulNBits"] == layers
+    assert kinds[32]["MatMulIntegerToFloat"] == kinds[None]["MatMulIntegerToFloat"] - layers
+    assert len(set(sizes[32])) == 1
+    assert (
+        sizes[32][0] > onnx_ir.load(model).graph.initializers["model.embed_tokens.weight"].shape[1]
+    )
+
+
+def test_recipes_of_before_stay_valid() -> None:
+    """A field that is not set is no part of what was asked for."""
+    (plain,) = parse_chain("chain", [{"quantize": {"method": "dynamic"}}]).stages
+    (wide,) = parse_chain(
+        "chain", [{"quantize": {"method": "dynamic", "wide_block_size": 64}}]
+    ).stages
+    assert "wide_block_size" not in plain.identity()
+    assert wide.identity()["wide_block_size"] == 64
