@@ -128,7 +128,14 @@ class Child:
 
     def peak_bytes(self) -> int:
         """The most memory that it ever held (``VmHWM``)."""
-        return peak_bytes(Path(f"/proc/{self._process.pid}/status").read_text())
+        return self._memory("VmHWM")
+
+    def resident_bytes(self) -> int:
+        """The memory that it holds now (``VmRSS``): its own, and what it has mapped and read."""
+        return self._memory("VmRSS")
+
+    def _memory(self, field: str) -> int:
+        return memory_bytes(Path(f"/proc/{self._process.pid}/status").read_text(), field)
 
     def end(self) -> None:
         """Ask it to end, and kill it when it does not."""
@@ -168,13 +175,13 @@ class Child:
         return ChildError("\n  ".join([f"{self.name} {what}", f"{self._log} ends:", *lines]))
 
 
-def peak_bytes(status: str) -> int:
-    """Read ``VmHWM`` from the text of ``/proc/PID/status``.
+def memory_bytes(status: str, field: str) -> int:
+    """Read a size, such as ``VmHWM``, from the text of ``/proc/PID/status``.
 
     Raises:
         ChildError: The process has ended, so nothing is said.
     """
     for line in status.splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise ChildError("A process ended before its memory was read.")

@@ -28,10 +28,12 @@ class Weights:
     Attributes:
         loaded_bytes: Of all forms together.
         bytes_per_token: What one decoded token reads of them.
+        kv_bytes_per_token: What one token of one sequence takes in the cache.
     """
 
     loaded_bytes: int
     bytes_per_token: int
+    kv_bytes_per_token: int
 
 
 _LISTENS = "gRPC "  # begins the line in which the server tells its address
@@ -108,6 +110,10 @@ class Server(Served):
                 one.size_bytes for one in stored.manifest.files if one.name.endswith(".onnx.data")
             ),
             bytes_per_token=bytes_per_token(stored.path("model.onnx")),
+            kv_bytes_per_token=sum(
+                layer.heads * (layer.key_dim + layer.value_dim) * np.dtype(layer.dtype).itemsize
+                for layer in stored.manifest.graph.layers
+            ),
         )
 
     def scores(self, windows: list[list[int]], into: Path) -> None:

@@ -26,9 +26,10 @@ INT4 = "ours-int4-b32"
 GPTQ = "ours-gptq-b128"
 GPTQ_HEAD4 = "ours-gptq-b128-head4"
 ADAPTIVE = "ours-gptq-b128-head4-adaptive"
-INT8_128 = "ours-int8-b128"
-INT8_32 = "ours-int8-b32"
-INT8_16 = "ours-int8-b16"
+INT8 = "ours-int8-b32"
+INT8_GPTQ = "ours-int8-gptq-b64"
+INT8_ROWS = "ours-int8-rows"
+INT8_WIDE = "ours-int8-rows-wide64"
 FLOAT32 = "ours-float32"
 _GPTQ = {
     "method": "weight_only",
@@ -39,14 +40,16 @@ _GPTQ = {
 }
 _HEAD4 = {**_GPTQ, "lm_head_bits": 4}
 _INT8 = {"method": "weight_only", "bits": 8}
+_ROWS = {"method": "dynamic"}
 RECIPES: dict[str, list[dict[str, Any]]] = {
     INT4: [{"quantize": {"method": "weight_only", "bits": 4, "block_size": 32}}],
     GPTQ: [{"quantize": _GPTQ}],
     GPTQ_HEAD4: [{"quantize": _HEAD4}],
     ADAPTIVE: [{"quantize": {**_HEAD4, "forms": "adaptive"}}],
-    INT8_128: [{"quantize": {**_INT8, "block_size": 128}}],
-    INT8_32: [{"quantize": {**_INT8, "block_size": 32}}],
-    INT8_16: [{"quantize": {**_INT8, "block_size": 16}}],
+    INT8: [{"quantize": {**_INT8, "block_size": 32}}],
+    INT8_GPTQ: [{"quantize": {**_INT8, "block_size": 64, "algorithm": "gptq"}}],
+    INT8_ROWS: [{"quantize": _ROWS}],
+    INT8_WIDE: [{"quantize": {**_ROWS, "wide_block_size": 64}}],
     FLOAT32: [],
 }
 """Our rows, as chains."""

@@ -33,7 +33,7 @@ BARS = {
 BANDWIDTH_SHARE = 0.75
 """Of the memory's bandwidth, at least, that decoding one stream uses."""
 FORMS_FACTOR, RESIDENT_BYTES = 1.3, 250 << 20
-"""Memory of a server, at most: so many times its weights and so much besides."""
+"""Memory of a server, at most: so many times its weights and so much besides, and the cache."""
 WARM_S = 2.0
 
 
@@ -184,7 +184,12 @@ def _bars(results: PeerResults) -> Iterator[tuple[str, ...]]:
 
 
 def _limits(results: PeerResults) -> Iterator[tuple[str, ...]]:
-    """Bandwidth, memory and warm start of every row; memory is the peak, loading included."""
+    """Bandwidth, memory and warm start of every row.
+
+    Memory is what is resident at the end of a turn, whose last streams are still in the cache.
+    """
+    settings = results.settings
+    cached = max(DECODE) * (settings.prompt_tokens + settings.new_tokens)
     samples = results.samples
     read = samples.spread(MEMORY, Measure.BANDWIDTH)
     for name, weights in results.weights.items():
@@ -199,16 +204,18 @@ def _limits(results: PeerResults) -> Iterator[tuple[str, ...]]:
                 f"{share:.0%}",
                 _verdict(share >= BANDWIDTH_SHARE),
             )
-        peak = samples.spread(name, Measure.PEAK)
-        if peak is not None:
-            most = FORMS_FACTOR * weights.loaded_bytes + RESIDENT_BYTES
+        resident = samples.spread(name, Measure.RESIDENT)
+        if resident is not None:
+            cache = cached * weights.kv_bytes_per_token
+            most = FORMS_FACTOR * weights.loaded_bytes + cache + RESIDENT_BYTES
             forms = f"{FORMS_FACTOR:g} x {weights.loaded_bytes / _MIB:.0f} of weights"
+            rest = f"{cache / _MIB:.0f} of cache + {RESIDENT_BYTES / _MIB:.0f}"
             yield (
                 label(name),
-                f"peak memory, MiB: {forms} + {RESIDENT_BYTES / _MIB:.0f}, cache not counted",
+                f"resident memory, MiB: {forms} + {rest}",
                 f"{most / _MIB:.0f}",
-                f"{peak.median / _MIB:.0f}",
-                _verdict(peak.median <= most),
+                f"{resident.median / _MIB:.0f}",
+                _verdict(resident.median <= most),
             )
         warm = samples.spread(name, Measure.WARM_START)
         if warm is not None:

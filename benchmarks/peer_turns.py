@@ -83,6 +83,7 @@ class _Turn:
                 self._quietest(measure, partial(self._prefill, length), repeat)
         for count, measure in DECODE.items():
             self._quietest(measure, partial(self._decoding, count), 0)
+        self._note(Measure.RESIDENT, self._contender.child.resident_bytes())
         self._note(Measure.PEAK, self._contender.child.peak_bytes())
         self._contender.end()
         return self._samples

@@ -29,6 +29,7 @@ class Measure(StrEnum):
     DECODE_8 = "decode_tokens_per_s_8_streams"
     DECODE_16 = "decode_tokens_per_s_16_streams"
     PEAK = "peak_bytes"
+    RESIDENT = "resident_bytes"
     COLD_START = "cold_start_s"
     COLD_PEAK = "cold_start_peak_bytes"
     WARM_START = "warm_start_s"
