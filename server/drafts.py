@@ -41,6 +41,17 @@ class Drafts:
     adaptive: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is said of drafts where nothing may be said as well: to have none is a choice.
+
+    Attributes:
+        drafts: What was chosen; None for none.
+    """
+
+    drafts: Drafts | None
+
+
 def same_tokens(own: Manifest, other: Manifest) -> bool:
     """Whether a token's number means the same in both artifacts."""
     return _tokens(own) == _tokens(other)
