@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import inference_pb2 as protos_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/admin.proto\x12\x16inference_unlimited.v1\x1a\x16protos/inference.proto\"K\n\x12LoadVariantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nchain_json\x18\x02 \x01(\t\x12\x13\n\x0b\x62udget_json\x18\x03 \x01(\t\"\'\n\x14UnloadVariantRequest\x12\x0f\n\x07variant\x18\x01 \x01(\t\"\x17\n\x15UnloadVariantResponse\"\xcc\x01\n\x11SetTrafficRequest\x12G\n\x07weights\x18\x01 \x03(\x0b\x32\x36.inference_unlimited.v1.SetTrafficRequest.WeightsEntry\x12\x33\n\x06shadow\x18\x02 \x01(\x0b\x32\x1e.inference_unlimited.v1.ShadowH\x00\x88\x01\x01\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_shadow\"-\n\x06Shadow\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"\xb8\x01\n\x07Traffic\x12=\n\x07weights\x18\x01 \x03(\x0b\x32,.inference_unlimited.v1.Traffic.WeightsEntry\x12\x33\n\x06shadow\x18\x02 \x01(\x0b\x32\x1e.inference_unlimited.v1.ShadowH\x00\x88\x01\x01\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_shadow\"\x13\n\x11GetTrafficRequest\"!\n\x0ePromoteRequest\x12\x0f\n\x07variant\x18\x01 \x01(\t\"\x11\n\x0fRollbackRequest\"5\n\x0e\x43ompareRequest\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\"\xa0\x04\n\x0f\x43ompareResponse\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\x12=\n\x06shadow\x18\x03 \x01(\x0b\x32(.inference_unlimited.v1.ShadowComparisonH\x00\x88\x01\x01\x12R\n\x0elatency_ratios\x18\x04 \x03(\x0b\x32:.inference_unlimited.v1.CompareResponse.LatencyRatiosEntry\x12\x19\n\x11\x62\x61seline_requests\x18\x05 \x01(\r\x12\x1a\n\x12\x63\x61ndidate_requests\x18\x06 \x01(\r\x12.\n!baseline_engine_seconds_per_token\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12/\n\"candidate_engine_seconds_per_token\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\r\n\x05notes\x18\t \x03(\t\x1aV\n\x12LatencyRatiosEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .inference_unlimited.v1.Estimate:\x02\x38\x01\x42\t\n\x07_shadowB$\n\"_baseline_engine_seconds_per_tokenB%\n#_candidate_engine_seconds_per_token\"\xe8\x01\n\x10ShadowComparison\x12\x0f\n\x07\x61nswers\x18\x01 \x01(\r\x12\x11\n\tpositions\x18\x02 \x01(\x04\x12\x38\n\x0ekl_lower_bound\x18\x03 \x01(\x0b\x32 .inference_unlimited.v1.Estimate\x12\x38\n\x0etop1_agreement\x18\x04 \x01(\x0b\x32 .inference_unlimited.v1.Estimate\x12<\n\x12logprob_difference\x18\x05 \x01(\x0b\x32 .inference_unlimited.v1.Estimate\"O\n\x08\x45stimate\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x10\n\x03low\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04high\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_lowB\x07\n\x05_high2\x8d\x05\n\x05\x41\x64min\x12\\\n\x0bLoadVariant\x12*.inference_unlimited.v1.LoadVariantRequest\x1a\x1f.inference_unlimited.v1.Variant0\x01\x12l\n\rUnloadVariant\x12,.inference_unlimited.v1.UnloadVariantRequest\x1a-.inference_unlimited.v1.UnloadVariantResponse\x12X\n\nSetTraffic\x12).inference_unlimited.v1.SetTrafficRequest\x1a\x1f.inference_unlimited.v1.Traffic\x12X\n\nGetTraffic\x12).inference_unlimited.v1.GetTrafficRequest\x1a\x1f.inference_unlimited.v1.Traffic\x12R\n\x07Promote\x12&.inference_unlimited.v1.PromoteRequest\x1a\x1f.inference_unlimited.v1.Traffic\x12T\n\x08Rollback\x12\'.inference_unlimited.v1.RollbackRequest\x1a\x1f.inference_unlimited.v1.Traffic\x12Z\n\x07\x43ompare\x12&.inference_unlimited.v1.CompareRequest\x1a\'.inference_unlimited.v1.CompareResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/admin.proto\x12\x16inference_unlimited.v1\x1a\x16protos/inference.proto\"e\n\x12LoadVariantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nchain_json\x18\x02 \x01(\t\x12\x13\n\x0b\x62udget_json\x18\x03 \x01(\t\x12\x18\n\x10speculation_json\x18\x04 \x01(\t\"\'\n\x14UnloadVariantRequest\x12\x0f\n\x07variant\x18\x01 \x01(\t\"\x17\n\x15UnloadVariantResponse\"\xcc\x01\n\x11SetTrafficRequest\x12G\n\x07weights\x18\x01 \x03(\x0b\x32\x36.inference_unlimited.v1.SetTrafficRequest.WeightsEntry\x12\x33\n\x06shadow\x18\x02 \x01(\x0b\x32\x1e.inference_unlimited.v1.ShadowH\x00\x88\x01\x01\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_shadow\"-\n\x06Shadow\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"\xb8\x01\n\x07Traffic\x12=\n\x07weights\x18\x01 \x03(\x0b\x32,.inference_unlimited.v1.Traffic.WeightsEntry\x12\x33\n\x06shadow\x18\x02 \x01(\x0b\x32\x1e.inference_unlimited.v1.ShadowH\x00\x88\x01\x01\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_shadow\"\x13\n\x11GetTrafficRequest\"!\n\x0ePromoteRequest\x12\x0f\n\x07variant\x18\x01 \x01(\t\"\x11\n\x0fRollbackRequest\"5\n\x0e\x43ompareRequest\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\"\xa0\x04\n\x0f\x43ompareResponse\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\x12=\n\x06shadow\x18\x03 \x01(\x0b\x32(.inference_unlimited.v1.ShadowComparisonH\x00\x88\x01\x01\x12R\n\x0elatency_ratios\x18\x04 \x03(\x0b\x32:.inference_unlimited.v1.CompareResponse.LatencyRatiosEntry\x12\x19\n\x11\x62\x61seline_requests\x18\x05 \x01(\r\x12\x1a\n\x12\x63\x61ndidate_requests\x18\x06 \x01(\r\x12.\n!baseline_engine_seconds_per_token\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12/\n\"candidate_engine_seconds_per_token\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\r\n\x05notes\x18\t \x03(\t\x1aV\n\x12LatencyRatiosEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .inference_unlimited.v1.Estimate:\x02\x38\x01\x42\t\n\x07_shadowB$\n\"_baseline_engine_seconds_per_tokenB%\n#_candidate_engine_seconds_per_token\"\xe8\x01\n\x10ShadowComparison\x12\x0f\n\x07\x61nswers\x18\x01 \x01(\r\x12\x11\n\tpositions\x18\x02 \x01(\x04\x12\x38\n\x0ekl_lower_bound\x18\x03 \x01(\x0b\x32 .inference_unlimited.v1.Estimate\x12\x38\n\x0etop1_agreement\x18\x04 \x01(\x0b\x32 .inference_unlimited.v1.Estimate\x12<\n\x12logprob_difference\x18\x05 \x01(\x0b\x32 .inference_unlimited.v1.Estimate\"O\n\x08\x45stimate\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x10\n\x03low\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04high\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_lowB\x07\n\x05_high2\x8d\x05\n\x05\x41\x64min\x12\\\n\x0bLoadVariant\x12*.inference_unlimited.v1.LoadVariantRequest\x1a\x1f.inference_unlimited.v1.Variant0\x01\x12l\n\rUnloadVariant\x12,.inference_unlimited.v1.UnloadVariantRequest\x1a-.inference_unlimited.v1.UnloadVariantResponse\x12X\n\nSetTraffic\x12).inference_unlimited.v1.SetTrafficRequest\x1a\x1f.inference_unlimited.v1.Traffic\x12X\n\nGetTraffic\x12).inference_unlimited.v1.GetTrafficRequest\x1a\x1f.inference_unlimited.v1.Traffic\x12R\n\x07Promote\x12&.inference_unlimited.v1.PromoteRequest\x1a\x1f.inference_unlimited.v1.Traffic\x12T\n\x08Rollback\x12\'.inference_unlimited.v1.RollbackRequest\x1a\x1f.inference_unlimited.v1.Traffic\x12Z\n\x07\x43ompare\x12&.inference_unlimited.v1.CompareRequest\x1a\'.inference_unlimited.v1.CompareResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,37 +39,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPARERESPONSE_LATENCYRATIOSENTRY']._loaded_options = None
   _globals['_COMPARERESPONSE_LATENCYRATIOSENTRY']._serialized_options = b'8\001'
   _globals['_LOADVARIANTREQUEST']._serialized_start=70
-  _globals['_LOADVARIANTREQUEST']._serialized_end=145
-  _globals['_UNLOADVARIANTREQUEST']._serialized_start=147
-  _globals['_UNLOADVARIANTREQUEST']._serialized_end=186
-  _globals['_UNLOADVARIANTRESPONSE']._serialized_start=188
-  _globals['_UNLOADVARIANTRESPONSE']._serialized_end=211
-  _globals['_SETTRAFFICREQUEST']._serialized_start=214
-  _globals['_SETTRAFFICREQUEST']._serialized_end=418
-  _globals['_SETTRAFFICREQUEST_WEIGHTSENTRY']._serialized_start=361
-  _globals['_SETTRAFFICREQUEST_WEIGHTSENTRY']._serialized_end=407
-  _globals['_SHADOW']._serialized_start=420
-  _globals['_SHADOW']._serialized_end=465
-  _globals['_TRAFFIC']._serialized_start=468
-  _globals['_TRAFFIC']._serialized_end=652
-  _globals['_TRAFFIC_WEIGHTSENTRY']._serialized_start=361
-  _globals['_TRAFFIC_WEIGHTSENTRY']._serialized_end=407
-  _globals['_GETTRAFFICREQUEST']._serialized_start=654
-  _globals['_GETTRAFFICREQUEST']._serialized_end=673
-  _globals['_PROMOTEREQUEST']._serialized_start=675
-  _globals['_PROMOTEREQUEST']._serialized_end=708
-  _globals['_ROLLBACKREQUEST']._serialized_start=710
-  _globals['_ROLLBACKREQUEST']._serialized_end=727
-  _globals['_COMPAREREQUEST']._serialized_start=729
-  _globals['_COMPAREREQUEST']._serialized_end=782
-  _globals['_COMPARERESPONSE']._serialized_start=785
-  _globals['_COMPARERESPONSE']._serialized_end=1329
-  _globals['_COMPARERESPONSE_LATENCYRATIOSENTRY']._serialized_start=1155
-  _globals['_COMPARERESPONSE_LATENCYRATIOSENTRY']._serialized_end=1241
-  _globals['_SHADOWCOMPARISON']._serialized_start=1332
-  _globals['_SHADOWCOMPARISON']._serialized_end=1564
-  _globals['_ESTIMATE']._serialized_start=1566
-  _globals['_ESTIMATE']._serialized_end=1645
-  _globals['_ADMIN']._serialized_start=1648
-  _globals['_ADMIN']._serialized_end=2301
+  _globals['_LOADVARIANTREQUEST']._serialized_end=171
+  _globals['_UNLOADVARIANTREQUEST']._serialized_start=173
+  _globals['_UNLOADVARIANTREQUEST']._serialized_end=212
+  _globals['_UNLOADVARIANTRESPONSE']._serialized_start=214
+  _globals['_UNLOADVARIANTRESPONSE']._serialized_end=237
+  _globals['_SETTRAFFICREQUEST']._serialized_start=240
+  _globals['_SETTRAFFICREQUEST']._serialized_end=444
+  _globals['_SETTRAFFICREQUEST_WEIGHTSENTRY']._serialized_start=387
+  _globals['_SETTRAFFICREQUEST_WEIGHTSENTRY']._serialized_end=433
+  _globals['_SHADOW']._serialized_start=446
+  _globals['_SHADOW']._serialized_end=491
+  _globals['_TRAFFIC']._serialized_start=494
+  _globals['_TRAFFIC']._serialized_end=678
+  _globals['_TRAFFIC_WEIGHTSENTRY']._serialized_start=387
+  _globals['_TRAFFIC_WEIGHTSENTRY']._serialized_end=433
+  _globals['_GETTRAFFICREQUEST']._serialized_start=680
+  _globals['_GETTRAFFICREQUEST']._serialized_end=699
+  _globals['_PROMOTEREQUEST']._serialized_start=701
+  _globals['_PROMOTEREQUEST']._serialized_end=734
+  _globals['_ROLLBACKREQUEST']._serialized_start=736
+  _globals['_ROLLBACKREQUEST']._serialized_end=753
+  _globals['_COMPAREREQUEST']._serialized_start=755
+  _globals['_COMPAREREQUEST']._serialized_end=808
+  _globals['_COMPARERESPONSE']._serialized_start=811
+  _globals['_COMPARERESPONSE']._serialized_end=1355
+  _globals['_COMPARERESPONSE_LATENCYRATIOSENTRY']._serialized_start=1181
+  _globals['_COMPARERESPONSE_LATENCYRATIOSENTRY']._serialized_end=1267
+  _globals['_SHADOWCOMPARISON']._serialized_start=1358
+  _globals['_SHADOWCOMPARISON']._serialized_end=1590
+  _globals['_ESTIMATE']._serialized_start=1592
+  _globals['_ESTIMATE']._serialized_end=1671
+  _globals['_ADMIN']._serialized_start=1674
+  _globals['_ADMIN']._serialized_end=2327
 # @@protoc_insertion_point(module_scope)

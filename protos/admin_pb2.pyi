@@ -8,14 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadVariantRequest(_message.Message):
-    __slots__ = ("name", "chain_json", "budget_json")
+    __slots__ = ("name", "chain_json", "budget_json", "speculation_json")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CHAIN_JSON_FIELD_NUMBER: _ClassVar[int]
     BUDGET_JSON_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_JSON_FIELD_NUMBER: _ClassVar[int]
     name: str
     chain_json: str
     budget_json: str
-    def __init__(self, name: _Optional[str] = ..., chain_json: _Optional[str] = ..., budget_json: _Optional[str] = ...) -> None: ...
+    speculation_json: str
+    def __init__(self, name: _Optional[str] = ..., chain_json: _Optional[str] = ..., budget_json: _Optional[str] = ..., speculation_json: _Optional[str] = ...) -> None: ...
 
 class UnloadVariantRequest(_message.Message):
     __slots__ = ("variant",)

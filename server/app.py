@@ -121,6 +121,7 @@ class App:
             clients=sum(Right.GENERATE in token.rights for token in config.server.tokens),
             clock=clock,
         )
+        drafts = drafts_of(config)
         self._lifecycle = Lifecycle(
             variants=self._variants,
             planned=dict(planned.response.variants),
@@ -134,7 +135,7 @@ class App:
             budgets=planned.budgets,
             clock=clock,
             figures=self._figures,
-            drafts=drafts_of(config),
+            drafts=drafts,
         )
         self._operations = Operations(
             self._variants,
@@ -147,6 +148,7 @@ class App:
             chains=chains_of(config),
             budgets=planned.budgets,
             budget=partial(budget_with, config),
+            drafts=drafts,
             added=self._telemetry.add_variant,
         )
         self._health = HealthService()

@@ -1,7 +1,7 @@
 """Where a variant's drafted tokens come from, and in which order variants are then brought up.
 
 Owns the two ways of drafting by name, and what cannot be: a variant that drafts for itself, also by
-way of others. Knows nothing of engines or of how configs are read.
+way of others, and one whose tokens are others. Knows nothing of engines or of how configs are read.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from artifacts.errors import BugError
+from artifacts.manifest import Manifest
+
+OTHER_TOKENS = "the tokens of the drafting variant are not this variant's"
+OTHER_TOKENS_REMEDY = "Name a variant with the same tokenizer and vocabulary."
 
 
 class DraftMethod(StrEnum):
@@ -35,6 +39,27 @@ class Drafts:
     variant: str
     max_draft_tokens: int
     adaptive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is said of drafts where nothing may be said as well: to have none is a choice.
+
+    Attributes:
+        drafts: What was chosen; None for none.
+    """
+
+    drafts: Drafts | None
+
+
+def same_tokens(own: Manifest, other: Manifest) -> bool:
+    """Whether a token's number means the same in both artifacts."""
+    return _tokens(own) == _tokens(other)
+
+
+def _tokens(manifest: Manifest) -> tuple[int, str | None]:
+    digests = {file.name: file.sha256 for file in manifest.files}
+    return manifest.graph.vocab_size, digests.get("tokenizer.json")
 
 
 def drafters_first(names: Iterable[str], drafters: Mapping[str, str]) -> tuple[str, ...]:

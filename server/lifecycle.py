@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from artifacts.protocol import BuildRequest, PlannedVariant
 from artifacts.store import Store, StoredArtifact
 from server.budget import Budget, OnBreach, prefixes
 from server.catalog import VariantState
-from server.drafts import Drafts, drafters_first
+from server.drafts import Drafts, drafters_first, same_tokens
 from server.engine.messages import Attach, Command, Detach, GiveWay
 from server.errors import OptimizerError, OverBudgetError, ServerError
 from server.figures import text_digest
@@ -97,7 +97,7 @@ class Lifecycle:
     isa: str = field(default_factory=isa_class)
     clock: Callable[[], float] = time.monotonic
     figures: Callable[[str], HostFigures | None] = lambda _: None
-    drafts: Mapping[str, Drafts] = field(default_factory=dict)
+    drafts: MutableMapping[str, Drafts] = field(default_factory=dict)
     one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
@@ -110,7 +110,9 @@ class Lifecycle:
             await self._bring_up_alone(name)
         await self._verify_waiting(names)
 
-    async def bring_up(self, name: str, planned: PlannedVariant, budget: Budget | None) -> None:
+    async def bring_up(
+        self, name: str, planned: PlannedVariant, budget: Budget | None, drafts: Drafts | None
+    ) -> None:
         """Bring one variant up while others serve; ``Variants`` knows it already."""
         # Who loads one meanwhile wants to know what it lost before anybody is sent there, and may
         # want it gone again at once: it is measured as it is built.
@@ -118,9 +120,26 @@ class Lifecycle:
         self.budgets.pop(name, None)
         if budget is not None:
             self.budgets[name] = budget
+        self.drafts.pop(name, None)
+        if drafts is not None:
+            self.drafts[name] = drafts
         self.variants.change(name, chain=planned.chain, recipe=planned.recipe)
         await self._bring_up_alone(name)
         await self._verify_waiting((name,))
+
+    async def may_draft(self, drafter: str, planned: PlannedVariant) -> bool:
+        """Whether a variant's tokens are those of what is planned, as far as is known by now.
+
+        An artifact that is to be built yet, or is damaged, is judged when it is loaded.
+        """
+        view = self.variants.get(drafter)
+        if view is None or view.manifest is None or planned.artifact is None:
+            return True
+        try:
+            manifest = await asyncio.to_thread(self.store.manifest, planned.artifact)
+        except ArtifactError:
+            return True
+        return same_tokens(manifest, view.manifest)
 
     async def take_down(self, name: str) -> None:
         """Take no new requests, wait until those that run have ended, and let the memory go."""

@@ -22,7 +22,7 @@ from artifacts.store import StoredArtifact
 from artifacts.tokenizer import Tokenizer
 from server.catalog import VariantLimits
 from server.chat_template import ChatTemplate, TemplateRefusalError, load_template
-from server.drafts import DraftMethod, Drafts
+from server.drafts import OTHER_TOKENS, OTHER_TOKENS_REMEDY, DraftMethod, Drafts, same_tokens
 from server.engine.draft_model import DraftModel
 from server.engine.messages import Drafting
 from server.engine.prompt_lookup import PromptLookup
@@ -177,18 +177,8 @@ def _check_drafter(stored: StoredArtifact, drafter: StoredArtifact) -> None:
     Raises:
         SessionError: They are.
     """
-    own, other = (
-        (
-            one.manifest.graph.vocab_size,
-            next(file.sha256 for file in one.manifest.files if file.name == "tokenizer.json"),
-        )
-        for one in (stored, drafter)
-    )
-    if own != other:
-        raise SessionError(
-            "speculation.variant: the tokens of the drafting variant are not this variant's.",
-            remedy="Name a variant with the same tokenizer and vocabulary.",
-        )
+    if not same_tokens(stored.manifest, drafter.manifest):
+        raise SessionError(f"speculation.variant: {OTHER_TOKENS}.", remedy=OTHER_TOKENS_REMEDY)
 
 
 def _template(stored: StoredArtifact) -> ChatTemplate | None:

@@ -18,7 +18,10 @@ from artifacts.protocol import FieldError, PlannedVariant
 from server.allowed import Allowed
 from server.budget import Budget
 from server.catalog import BudgetState, VariantState, VariantView
+from server.config.errors import told
 from server.config.fields import NAME_PATTERN, BudgetSection
+from server.config.speculations import problem_of_drafts
+from server.drafts import OTHER_TOKENS, OTHER_TOKENS_REMEDY, Choice, Drafts
 from server.engine.messages import Command, Reweigh
 from server.errors import (
     AlreadyExistsError,
@@ -37,7 +40,7 @@ _MOST_VARIANTS = 64
 _HEAVIEST = 1_000_000.0
 _GONE = frozenset({VariantState.FAILED, VariantState.UNLOADED})
 _SETTLED = frozenset({VariantState.READY, *_GONE})
-_OF_ANOTHER = ("error", "artifact", "manifest", "budget", "figures")  # than what is loaded
+_OF_ANOTHER = ("error", "artifact", "manifest", "budget", "figures", "drafts")  # than is loaded
 
 _log = structlog.get_logger(__name__)
 
@@ -45,8 +48,14 @@ _log = structlog.get_logger(__name__)
 class Loading(Protocol):
     """Who brings variants up and takes them down (the lifecycle)."""
 
-    async def bring_up(self, name: str, planned: PlannedVariant, budget: Budget | None) -> None:
+    async def bring_up(
+        self, name: str, planned: PlannedVariant, budget: Budget | None, drafts: Drafts | None
+    ) -> None:
         """Bring one up; its view tells what came of it."""
+        ...
+
+    async def may_draft(self, drafter: str, planned: PlannedVariant) -> bool:
+        """Whether a variant's tokens are those of what is planned, as far as is known by now."""
         ...
 
     async def take_down(self, name: str) -> None:
@@ -76,6 +85,7 @@ class Operations:
         chains: Of the config's variants, as they were read.
         budgets: Of the config's variants that have one.
         budget: The config's, with the fields that are sent for one variant in their place.
+        drafts: Where the drafted tokens of those of the config's variants come from that have any.
         added: Is told of a variant that there was not before.
     """
 
@@ -90,6 +100,7 @@ class Operations:
         chains: Mapping[str, Sequence[Any]],
         budgets: Mapping[str, Budget],
         budget: Callable[[BudgetSection | None], Budget | None],
+        drafts: Mapping[str, Drafts],
         added: Callable[[str], None],
     ) -> None:
         self._variants = variants
@@ -101,6 +112,7 @@ class Operations:
         self._budgets: dict[str, Budget | None] = dict.fromkeys(chains)
         self._budgets.update(budgets)
         self._budget = budget
+        self._drafts: dict[str, Drafts | None] = dict(drafts)
         self._added = added
         self._history = History(Traffic(dict(variants.traffic)))
         self._busy: set[str] = set()
@@ -108,7 +120,11 @@ class Operations:
         self._closed = False
 
     async def load(
-        self, name: str, chain: Sequence[Any] | None, budget: BudgetSection | None
+        self,
+        name: str,
+        chain: Sequence[Any] | None,
+        budget: BudgetSection | None,
+        speculation: Choice | None = None,
     ) -> AsyncGenerator[VariantView]:
         """Load a variant; gives its view whenever it changes, until it is ready or has failed.
 
@@ -118,16 +134,20 @@ class Operations:
             name: A new one, or that of a variant that does not serve.
             chain: Its stages; None for those that it had.
             budget: What it may lose; None for what it had, or what the config says of all.
+            speculation: Where its drafted tokens come from; None for where they came from before.
 
         Raises:
             RequestError: It is not even begun.
         """
         chain = self._check_load(name, chain)
+        if speculation is not None and speculation.drafts is not None:
+            self._check_drafts(name, speculation.drafts)
         self._busy.add(name)
         changed = asyncio.Event()
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         begun.add_done_callback(lambda done: done.exception())  # there may be nobody to hear it
-        self._start(self._load(name, chain, budget, begun=begun, changed=changed))
+        work = self._load(name, chain, budget, speculation, begun=begun, changed=changed)
+        self._start(work)
         await asyncio.shield(begun)
         async for view in self._views(name, changed):
             yield view
@@ -273,11 +293,24 @@ class Operations:
         self._allowed.check(chain)
         return chain
 
+    def _check_drafts(self, name: str, drafts: Drafts) -> None:
+        """Refuse what would be refused in a config, and a drafter that does not serve."""
+        problem = problem_of_drafts(name, drafts, self._variants.names(), self._drafts)
+        if problem is not None:
+            raise _wrong("speculation_json", [problem])
+        if drafts.variant and not self.is_ready(drafts.variant):
+            state = self._known(drafts.variant).state.value
+            raise PreconditionError(
+                f"speculation_json: variant {drafts.variant!r} does not serve: it is {state}; "
+                "load it first."
+            )
+
     async def _load(
         self,
         name: str,
         chain: Sequence[Any],
         budget: BudgetSection | None,
+        speculation: Choice | None,
         *,
         begun: asyncio.Future[None],
         changed: asyncio.Event,
@@ -291,11 +324,17 @@ class Operations:
         self._variants.watch(heard)
         try:
             planned = await self._planned(name, chain)
+            if speculation is not None and speculation.drafts is not None:
+                await self._check_tokens(name, speculation.drafts, planned)
+            self._make_room(name)
             self._chains[name] = chain
             if budget is not None or name not in self._budgets:
                 self._budgets[name] = self._budget(budget)
+            if speculation is not None:
+                self._drafts[name] = speculation.drafts
             begun.set_result(None)
-            await self._loading.bring_up(name, planned, self._budgets[name])
+            drafts = self._drafts.get(name)
+            await self._loading.bring_up(name, planned, self._budgets[name], drafts)
         except RequestError as error:
             begun.set_exception(error)
         finally:
@@ -306,19 +345,29 @@ class Operations:
             changed.set()
 
     async def _planned(self, name: str, chain: Sequence[Any]) -> PlannedVariant:
-        """Judge a chain, and make room for its variant."""
+        """Judge a chain."""
         try:
             planned = await self._plan(name, chain)
         except OptimizerError as error:
             raise UnavailableError(f"the chain could not be judged: {error}") from error
         if not isinstance(planned, PlannedVariant):
-            raise _wrong_chain(planned)
+            raise _wrong("chain_json", planned)
+        return planned
+
+    async def _check_tokens(self, name: str, drafts: Drafts, planned: PlannedVariant) -> None:
+        """Refuse a drafter of other tokens before anything is loaded, where that is known."""
+        if drafts.variant and not await self._loading.may_draft(drafts.variant, planned):
+            path = f"variants.{name}.speculation.variant"
+            error = FieldError(path=path, message=OTHER_TOKENS, remedy=OTHER_TOKENS_REMEDY)
+            raise _wrong("speculation_json", [error])
+
+    def _make_room(self, name: str) -> None:
+        """Let there be a variant of which nothing is known yet."""
         if self._variants.get(name) is None:
             self._variants.add(name)
             self._added(name)
             self._reweigh()  # shares are relative to how many there are
         self._variants.change(name, state=VariantState.PENDING, **dict.fromkeys(_OF_ANOTHER))
-        return planned
 
     async def _unload(self, name: str) -> None:
         try:
@@ -377,7 +426,7 @@ def _serves_unmeasured(view: VariantView) -> bool:
     return view.state is VariantState.READY and (is_unverified or view.is_unmeasured)
 
 
-def _wrong_chain(errors: Sequence[FieldError]) -> InvalidRequestError:
-    """All that is wrong with a chain, in one sentence."""
-    said = " ".join(f"{error.path}: {error.message} {error.remedy}".strip() for error in errors)
-    return InvalidRequestError("chain_json", said.rstrip(".") or "is not valid", "correct it")
+def _wrong(field: str, errors: Sequence[FieldError]) -> InvalidRequestError:
+    """All that is wrong with a field, in one sentence."""
+    said = " ".join(told(error) for error in errors)
+    return InvalidRequestError(field, said.rstrip(".") or "is not valid", "correct it")

@@ -138,6 +138,13 @@ def load(
         str,
         typer.Option(help="What it may lose, as a JSON object or @FILE; default: the config's."),
     ] = "",
+    speculation: Annotated[
+        str,
+        typer.Option(
+            help="Where its drafted tokens come from, as a JSON object such as "
+            '{"method": "prompt_lookup"}, or @FILE; null for nowhere; default: as before.'
+        ),
+    ] = "",
     target: Target = _DEFAULT_TARGET,
     token: Token = None,
     ca: Ca = None,
@@ -150,7 +157,10 @@ def load(
     from protos import inference_pb2 as api
 
     request = pb.LoadVariantRequest(
-        name=name, chain_json=_text(chain, "--chain"), budget_json=_text(budget, "--budget")
+        name=name,
+        chain_json=_text(chain, "--chain"),
+        budget_json=_text(budget, "--budget"),
+        speculation_json=_text(speculation, "--speculation"),
     )
     with connected(target, token, ca) as client:
         last = _follow(name, client.load(request))
@@ -159,7 +169,10 @@ def load(
         typer.echo(f"error: {name}: {said}", err=True)
         raise typer.Exit(ExitCode.FAILURE)
     megabytes = last.size_bytes / 1e6
-    typer.echo(f"{name} serves: {megabytes:.1f} MB, artifact {last.artifact[:12]}")
+    drafts = ""
+    if last.HasField("speculation"):
+        drafts = f", drafts by {last.speculation.variant or last.speculation.method}"
+    typer.echo(f"{name} serves: {megabytes:.1f} MB, artifact {last.artifact[:12]}{drafts}")
 
 
 def unload(

@@ -34,13 +34,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def render(source: str, errors: Sequence[FieldError]) -> str:
     """One line per error under a heading that names the source."""
     lines = [f"{source}: {len(errors)} error{'s' if len(errors) != 1 else ''}"]
-    for error in errors:
-        parts = [
-            f"  {error.path}: {error.message.rstrip('.')}." if error.path else f"  {error.message}"
-        ]
-        if error.nearest:
-            parts.append(f"Did you mean {error.nearest!r}?")
-        if error.remedy:
-            parts.append(error.remedy)
-        lines.append(" ".join(parts))
+    lines.extend(f"  {told(error)}" for error in errors)
     return "\n".join(lines)
+
+
+def told(error: FieldError) -> str:
+    """One error with its path, the name that was likely meant, and the remedy."""
+    parts = [f"{error.path}: {error.message.rstrip('.')}." if error.path else error.message]
+    if error.nearest:
+        parts.append(f"Did you mean {error.nearest!r}?")
+    if error.remedy:
+        parts.append(error.remedy)
+    return " ".join(parts)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from protos import admin_pb2 as pb
 from protos import admin_pb2_grpc as pb_grpc
 from server.comparer import Comparer, Comparison
-from server.config.fields import BudgetSection
+from server.config.fields import BudgetSection, Section, SpeculationSection
+from server.config.speculations import drafts_from
 from server.core import Core
+from server.drafts import Choice
 from server.errors import InvalidRequestError
 from server.operations import Operations
 from server.rpc.chains import read_chain, read_json
 from server.rpc.status import answering, send
 from server.rpc.variants import variant_message
 from server.traffic import Shadow, Traffic
+
+_Sent = TypeVar("_Sent", bound=Section)
 
 
 class AdminService(pb_grpc.AdminServicer):
@@ -34,7 +38,9 @@ class AdminService(pb_grpc.AdminServicer):
         """Load a variant; its state as it changes."""
         async with answering(self._core, context, "LoadVariant"):
             chain = read_chain(request.chain_json)
-            views = self.operations.load(request.name, chain, _budget(request.budget_json))
+            budget = _budget(request.budget_json)
+            speculation = _speculation(request.speculation_json)
+            views = self.operations.load(request.name, chain, budget, speculation)
             async with aclosing(views):
                 async for view in views:
                     is_default = view.name == self._core.default
@@ -99,14 +105,37 @@ def _budget(text: str) -> BudgetSection | None:
     """
     if not text:
         return None
+    return _section("budget", read_json("budget_json", text), BudgetSection)
+
+
+def _speculation(text: str) -> Choice | None:
+    """The speculation that was sent, which may be none; None for an empty text.
+
+    Raises:
+        InvalidRequestError: With all that is wrong with its fields.
+    """
+    if not text:
+        return None
+    value = read_json("speculation_json", text)
+    if value is None:
+        return Choice(None)
+    return Choice(drafts_from(_section("speculation", value, SpeculationSection)))
+
+
+def _section(name: str, value: Any, kind: type[_Sent]) -> _Sent:
+    """A section of a variant in a config, as it was sent.
+
+    Raises:
+        InvalidRequestError: With all that is wrong with its fields.
+    """
     try:
-        return BudgetSection.model_validate(read_json("budget_json", text))
+        return kind.model_validate(value)
     except ValidationError as failure:
         said = "; ".join(
             ": ".join(filter(None, (".".join(map(str, error["loc"])), error["msg"])))
             for error in failure.errors(include_url=False)
         )
-        raise InvalidRequestError("budget_json", said, "see `budget` in the config") from failure
+        raise InvalidRequestError(f"{name}_json", said, f"see `{name}` in the config") from failure
 
 
 def _message(traffic: Traffic) -> pb.Traffic:

@@ -93,6 +93,28 @@ def test_a_variant_is_loaded_compared_and_unloaded(changing: Changing, tmp_path:
     assert "typed serves" in said(run(changing, "load", "typed"))
 
 
+def test_a_variant_is_loaded_with_drafts(changing: Changing, tmp_path: Path) -> None:
+    """As text or from a file; it is told who drafts, and nothing where nobody does."""
+    asked = tmp_path / "speculation.json"
+    asked.write_text('{"method": "draft", "variant": "int8"}')
+    for speculation, told in (
+        ('{"method": "prompt_lookup"}', ", drafts by prompt_lookup\n"),
+        (f"@{asked}", ", drafts by int8\n"),
+        ("null", ""),
+    ):
+        arguments = ("load", "drafting", "--chain", "[]", "--speculation", speculation)
+        line = said(run(changing, *arguments))
+        assert line.endswith(told)
+        assert ("drafts" in line) == bool(told)
+        assert said(run(changing, "unload", "drafting"))
+    result = run(changing, "load", "drafting", "--speculation", "@/nowhere.json")
+    assert result.exit_code == ExitCode.USAGE
+    assert "--speculation" in result.output
+    result = run(changing, "load", "drafting", "--speculation", '{"method": "draft"}')
+    assert result.exit_code == ExitCode.FAILURE
+    assert "error: invalid_argument: speculation_json: " in result.stderr
+
+
 def test_a_load_that_fails_says_why(changing: Changing) -> None:
     """An error of the chain, of the file that it is in, and of the budget."""
     result = run(changing, "load", "failing", "--chain", '[{"polish": {}}]')

@@ -591,7 +591,7 @@ async def test_what_is_loaded_later_is_measured_first(scene: Make) -> None:
     stage = scene(None, streaming={"quantize"}, **STREAMED)
     planned = stage.workshop.planned((QUANTIZE,))
     assert planned.streams
-    await stage.lifecycle.bring_up("lean", planned, None)
+    await stage.lifecycle.bring_up("lean", planned, None, None)
     assert stage.workshop.builds == [("quantize", True)]
 
 

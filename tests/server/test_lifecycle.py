@@ -61,7 +61,8 @@ class FakeOptimizer:
 class FakeStore:
     """Holds every artifact but the damaged ones; some damage only the whole hash shows."""
 
-    manifest: Manifest
+    of_all: Manifest
+    manifests: dict[str, Manifest] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     secretly_damaged: set[str] = field(default_factory=set)
     verified: list[str] = field(default_factory=list)
@@ -73,7 +74,12 @@ class FakeStore:
             self.verified.append(artifact)
         if artifact in self.damaged or (verify and artifact in self.secretly_damaged):
             raise CorruptArtifactError(f"{artifact} is damaged.", remedy="Build it again.")
-        return SimpleNamespace(manifest=self.manifest, artifact=artifact)
+        return SimpleNamespace(manifest=self.manifest(artifact), artifact=artifact)
+
+    def manifest(self, artifact: str) -> Manifest:
+        if artifact in self.damaged:
+            raise CorruptArtifactError(f"{artifact} is damaged.", remedy="Build it again.")
+        return self.manifests.get(artifact, self.of_all)
 
     def forget(self, artifact: str) -> None:
         if self.is_read_only:
@@ -228,6 +234,52 @@ async def test_without_its_drafter_a_variant_serves_all_the_same(
     assert stage.view("a").drafts is None
     (line,) = (line for line in logs if line["event"] == "serves without drafts")
     assert (line["log_level"], line["variant"], line["missing"]) == ("warning", "a", "b")
+
+
+async def test_what_is_loaded_later_drafts_as_it_was_asked_to(scene: Callable[..., Scene]) -> None:
+    """The next load says anew who drafts; a drafter that went leaves those it drafts for alone."""
+    stage = scene(["a", "b"], drafts={"b": LOOKUP})
+    await stage.lifecycle.run()
+    planned = PlannedVariant(recipe="n", chain=(), artifact="kept")
+    stage.variants.add("new")
+    ask_a = Drafts(DraftMethod.DRAFT, "a", 4)
+    for asked, drafting, shown in (
+        (ask_a, ("draft", "artifact-of-a"), ask_a),
+        (LOOKUP, ("prompt_lookup", None), LOOKUP),
+        (None, None, None),
+        (ask_a, ("draft", "artifact-of-a"), ask_a),
+    ):
+        await stage.lifecycle.bring_up("new", planned, None, asked)
+        attached = [each for each in stage.posted if isinstance(each, Attach)]
+        assert (attached[-1].variant, attached[-1].drafting) == ("new", drafting)
+        assert stage.view("new").drafts == shown
+    stage.posted.clear()
+    await asyncio.gather(stage.lifecycle.take_down("a"), gone(stage))
+    assert [each.variant for each in stage.posted if isinstance(each, Detach)] == ["a"]
+    assert (stage.view("new").state, stage.view("new").drafts) == (VariantState.READY, ask_a)
+    assert stage.view("b").drafts == LOOKUP
+
+
+async def test_whose_tokens_are_others_may_not_draft(scene: Callable[..., Scene]) -> None:
+    """As far as the store can tell; what it does not hold, or holds damaged, is judged later."""
+    stage = scene(["a"])
+    own = stage.store.of_all
+    tokenizer = own.files[0].model_copy(update={"name": "tokenizer.json"})
+    own = own.model_copy(update={"files": (*own.files, tokenizer)})
+    other = tokenizer.model_copy(update={"sha256": "f" * 64})
+    graph = own.graph.model_copy(update={"vocab_size": own.graph.vocab_size + 1})
+    stage.store.of_all = own
+    stage.store.manifests = {
+        "wider": own.model_copy(update={"graph": graph}),
+        "other": own.model_copy(update={"files": (*own.files[:-1], other)}),
+    }
+    await stage.lifecycle.run()
+    stage.store.damaged = {"damaged"}
+    for artifact, may in (
+        ("same", True), ("wider", False), ("other", False), ("damaged", True), (None, True),
+    ):  # fmt: skip
+        planned = PlannedVariant(recipe="n", chain=(), artifact=artifact)
+        assert await stage.lifecycle.may_draft("a", planned) is may, artifact
 
 
 async def test_only_a_build_beside_serving_is_in_the_background(
@@ -419,7 +471,7 @@ async def test_a_variant_is_brought_up_later(scene: Callable[..., Scene]) -> Non
     await stage.lifecycle.run()
     stage.variants.add("new")
     planned = PlannedVariant(recipe="r2", chain=(), artifact=None)
-    await stage.lifecycle.bring_up("new", planned, None)
+    await stage.lifecycle.bring_up("new", planned, None, None)
     assert stage.optimizer.builds == [("a", False), ("new", True)]
     view = stage.view("new")
     assert (view.state, view.recipe, view.artifact) == (
@@ -436,7 +488,8 @@ async def test_two_are_brought_up_one_after_the_other(scene: Callable[..., Scene
     for name in ("b", "c"):
         stage.variants.add(name)
     planned = PlannedVariant(recipe="r", chain=(), artifact=None)
-    await asyncio.gather(*(stage.lifecycle.bring_up(name, planned, None) for name in ("b", "c")))
+    loads = (stage.lifecycle.bring_up(name, planned, None, None) for name in ("b", "c"))
+    await asyncio.gather(*loads)
     states = [(name, state.value) for name, state in stage.history if name != "a"]
     first = [state for state in states if state[0] == "b" and state[1] != "pending"]
     assert states.index(("b", "ready")) < states.index(("c", "building"))

@@ -1,4 +1,4 @@
-"""How much of the memory a variant's cache may reserve."""
+"""How much of the memory a variant's cache may reserve, and whose drafts fit a variant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from artifacts.errors import SessionError
 from artifacts.runtime import Threads
-from server.loading import LoadSettings, _kv_budget_tokens
+from server.loading import LoadSettings, _check_drafter, _kv_budget_tokens
 
 SESSION: Any = SimpleNamespace(slots=4, max_length=100, kv_bytes_per_token=1000)
 
@@ -60,3 +60,20 @@ def test_too_little_memory_names_the_field(size_bytes: int) -> None:
     """A cache that holds no request is refused at the start, not at each request."""
     with pytest.raises(SessionError, match=r"engine\.kv_bytes"):
         _kv_budget_tokens([SESSION], size_bytes, settings())
+
+
+def stored(vocab_size: int, tokenizer: str) -> Any:
+    files = [
+        SimpleNamespace(name="model.onnx", sha256=f"model of {vocab_size}"),
+        SimpleNamespace(name="tokenizer.json", sha256=tokenizer),
+    ]
+    graph = SimpleNamespace(vocab_size=vocab_size)
+    return SimpleNamespace(manifest=SimpleNamespace(graph=graph, files=files))
+
+
+@pytest.mark.parametrize(("vocab_size", "tokenizer"), [(100, "other"), (101, "own")])
+def test_drafts_of_other_tokens_are_refused(vocab_size: int, tokenizer: str) -> None:
+    """A guess is a token's number, and must mean the same to both."""
+    _check_drafter(stored(100, "own"), stored(100, "own"))
+    with pytest.raises(SessionError, match=r"^speculation\.variant: the tokens .* same tokenizer"):
+        _check_drafter(stored(100, "own"), stored(vocab_size, tokenizer))

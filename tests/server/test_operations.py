@@ -16,6 +16,7 @@ from server.allowed import Allowed
 from server.budget import Budget
 from server.catalog import BudgetState, BudgetView, VariantState, VariantView
 from server.config.fields import BudgetSection
+from server.drafts import Choice, DraftMethod, Drafts
 from server.engine.messages import Command, Reweigh
 from server.errors import (
     AlreadyExistsError,
@@ -32,6 +33,8 @@ from server.variants import Variants
 
 CHAIN = [{"quantize": {"bits": 4}}]
 CONFIGS = Budget(kl_mean=0.5)
+LOOKUP = Drafts(DraftMethod.PROMPT_LOOKUP, "", 8)
+ASK_A = Drafts(DraftMethod.DRAFT, "a", 4, adaptive=False)
 
 
 @dataclass
@@ -42,12 +45,17 @@ class Lifecycle:
     failing: set[str] = field(default_factory=set)
     unverified: set[str] = field(default_factory=set)
     begun: list[tuple[str, PlannedVariant, Budget | None]] = field(default_factory=list)
+    drafts: list[Drafts | None] = field(default_factory=list)
+    of_other_tokens: set[str] = field(default_factory=set)
     taken_down: list[str] = field(default_factory=list)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     verified: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def bring_up(self, name: str, planned: PlannedVariant, budget: Budget | None) -> None:
+    async def bring_up(
+        self, name: str, planned: PlannedVariant, budget: Budget | None, drafts: Drafts | None
+    ) -> None:
+        self.drafts.append(drafts)
         self.begun.append((name, planned, budget))
         await asyncio.sleep(0.001)  # a reader has time to see each state
         self.variants.change(name, state=VariantState.BUILDING)
@@ -63,6 +71,11 @@ class Lifecycle:
             self.variants.change(name, state=VariantState.READY)
         await asyncio.sleep(0)  # there is always something left to do
         self.ended.set()
+
+    async def may_draft(self, drafter: str, planned: PlannedVariant) -> bool:
+        assert planned.recipe == "r"
+        await asyncio.sleep(0)
+        return drafter not in self.of_other_tokens
 
     async def take_down(self, name: str) -> None:
         self.variants.change(name, state=VariantState.UNLOADED)
@@ -83,9 +96,13 @@ class Stage:
     answer: list[Any]
 
     async def load(
-        self, name: str, chain: Any = CHAIN, budget: BudgetSection | None = None
+        self,
+        name: str,
+        chain: Any = CHAIN,
+        budget: BudgetSection | None = None,
+        speculation: Choice | None = None,
     ) -> list[VariantView]:
-        async with aclosing(self.operations.load(name, chain, budget)) as views:
+        async with aclosing(self.operations.load(name, chain, budget, speculation)) as views:
             return [view async for view in views]
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -135,6 +152,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         chains={name: [] for name in "abc"},
         budgets={"b": Budget(kl_mean=2.0)},
         budget=budget,
+        drafts={"b": LOOKUP, "c": Drafts(DraftMethod.DRAFT, "b", 8)},
         added=added.append,
     )
     yield Stage(operations, variants, lifecycle, posted, added, planned, answer)
@@ -312,14 +330,109 @@ async def test_the_budget_is_what_is_sent_or_what_it_had_or_the_config_s(
     assert chains == [CHAIN, CHAIN]
 
 
+@pytest.mark.parametrize(
+    ("name", "sent", "drafts"),
+    [
+        ("new", None, None),
+        ("new", Choice(LOOKUP), LOOKUP),
+        ("new", Choice(ASK_A), ASK_A),
+        ("b", None, LOOKUP),
+        ("b", Choice(ASK_A), ASK_A),
+        ("b", Choice(None), None),
+    ],
+)
+async def test_drafts_are_what_is_sent_or_what_it_had(
+    stage: Stage, name: str, sent: Choice | None, drafts: Drafts | None
+) -> None:
+    """And they stay for the next time, none of them too."""
+    if name != "new":
+        await stage.operations.unload(name)
+    await stage.load(name, speculation=sent)
+    await stage.operations.unload(name)
+    await stage.load(name, chain=None)
+    assert stage.lifecycle.drafts == [drafts, drafts]
+
+
+@pytest.mark.parametrize(
+    ("drafter", "problem", "remedy"),
+    [
+        ("", "is required with method draft", "Name the variant that guesses: a, c, gone"),
+        ("b", "is this variant itself", "Other variants: a, c, gone"),
+        ("gon", "no such variant", "Did you mean 'gone'? Other variants: a, c, gone"),
+        (
+            "c",
+            "drafts for itself: b asks c asks b",
+            "Let the smallest of them have no drafts, or look them up",
+        ),
+    ],
+)
+async def test_drafts_that_a_config_could_not_have_are_refused(
+    stage: Stage, drafter: str, problem: str, remedy: str
+) -> None:
+    """With the config's own words, before the chain is looked at, and nothing is remembered."""
+    await stage.load("gone")
+    for name in ("gone", "b"):
+        await stage.operations.unload(name)
+    stage.planned.clear()
+    wrong = Choice(Drafts(DraftMethod.DRAFT, drafter, 8))
+    with pytest.raises(InvalidRequestError) as caught:
+        await stage.load("b", speculation=wrong)
+    path = "speculation_json: variants.b.speculation.variant"
+    assert str(caught.value) == f"{path}: {problem}. {remedy}; correct it"
+    assert stage.planned == []
+    await stage.load("b")
+    assert stage.lifecycle.drafts[-1] == LOOKUP
+
+
+async def test_who_drafts_must_serve_when_it_is_asked_for(stage: Stage) -> None:
+    """Else the variant would serve without, which nobody asked for; what it had is kept so."""
+    asks_b = Choice(Drafts(DraftMethod.DRAFT, "b", 8))
+    for name in "bc":
+        await stage.operations.unload(name)
+    with pytest.raises(
+        PreconditionError, match=r"^speculation_json: variant 'b' does not serve: it"
+    ):
+        await stage.load("new", speculation=asks_b)
+    await stage.load("c")
+    await stage.load("b")
+    await stage.load("new", speculation=asks_b)
+    assert stage.lifecycle.drafts == [asks_b.drafts, LOOKUP, asks_b.drafts]
+
+
+async def test_who_drafts_must_have_the_same_tokens(stage: Stage) -> None:
+    """What is known before anything is loaded is told at once, and nothing comes of it."""
+    stage.lifecycle.of_other_tokens = {"a"}
+    with pytest.raises(InvalidRequestError) as caught:
+        await stage.load("new", speculation=Choice(ASK_A))
+    assert str(caught.value) == (
+        "speculation_json: variants.new.speculation.variant: the tokens of the drafting variant "
+        "are not this variant's. Name a variant with the same tokenizer and vocabulary; correct it"
+    )
+    assert stage.variants.get("new") is None
+    assert stage.lifecycle.begun == []
+    await stage.load("new", speculation=Choice(LOOKUP))
+    assert stage.lifecycle.drafts == [LOOKUP]
+
+
+async def test_drafts_of_a_chain_that_is_refused_are_not_remembered(stage: Stage) -> None:
+    """Neither is anything else of it."""
+    await stage.operations.unload("b")
+    stage.answer[0] = (FieldError(path="chain[0]", message="No."),)
+    with pytest.raises(InvalidRequestError):
+        await stage.load("b", speculation=Choice(ASK_A))
+    stage.answer[0] = PlannedVariant(recipe="r", chain=(), artifact=None)
+    await stage.load("b")
+    assert stage.lifecycle.drafts == [LOOKUP]
+
+
 async def test_what_another_artifact_was_is_forgotten_when_a_load_begins(stage: Stage) -> None:
     """No old error, figure or artifact beside a new state."""
     stage.lifecycle.failing = {"new"}
     await stage.load("new")
-    stage.variants.change("new", artifact="old")
+    stage.variants.change("new", artifact="old", drafts=LOOKUP)
     stage.lifecycle.failing = set()
     views = await stage.load("new")
-    assert [(view.error, view.artifact) for view in views] == [(None, None)] * 3
+    assert [(view.error, view.artifact, view.drafts) for view in views] == [(None, None, None)] * 3
 
 
 # Unloading.

@@ -9,7 +9,7 @@ import pytest
 from artifacts.errors import BugError
 from server.config.errors import ConfigError
 from server.config.sources import load
-from server.config.speculations import drafts_of
+from server.config.speculations import drafts_of, problem_of_drafts
 from server.drafts import DraftMethod, Drafts, drafters_first
 
 
@@ -71,6 +71,32 @@ def test_nobody_drafts_for_itself_by_way_of_others(tmp_path: Path) -> None:
         "drafts for itself: a asks b asks c asks a Let the smallest"
     )
     assert "variants.d.speculation.variant" not in errors
+
+
+@pytest.mark.parametrize(
+    ("drafts", "told"),
+    [
+        (Drafts(DraftMethod.PROMPT_LOOKUP, "", 8), None),
+        (Drafts(DraftMethod.PROMPT_LOOKUP, "b", 8), "means nothing to prompt_lookup"),
+        (Drafts(DraftMethod.DRAFT, "c", 8), None),
+        (Drafts(DraftMethod.DRAFT, "b", 8), None),  # who asks c
+        (Drafts(DraftMethod.DRAFT, "d", 8), "drafts for itself: a asks d asks a"),
+        (Drafts(DraftMethod.DRAFT, "a", 8), "is this variant itself"),
+        (Drafts(DraftMethod.DRAFT, "", 8), "is required with method draft"),
+        (Drafts(DraftMethod.DRAFT, "e", 8), "no such variant"),
+    ],
+)
+def test_one_variant_more_is_judged_as_in_a_config(drafts: Drafts, told: str | None) -> None:
+    """Beside what the others have; what it had itself counts no more."""
+    had: dict[str, Drafts | None] = {
+        "a": Drafts(DraftMethod.DRAFT, "c", 8),
+        "b": Drafts(DraftMethod.DRAFT, "c", 8),
+        "c": None,
+        "d": Drafts(DraftMethod.DRAFT, "a", 8),
+    }
+    problem = problem_of_drafts("a", drafts, "abcd", had)
+    assert (problem and problem.message) == told
+    assert problem is None or problem.path == "variants.a.speculation.variant"
 
 
 def test_drafters_come_first_and_the_order_is_kept_otherwise() -> None:

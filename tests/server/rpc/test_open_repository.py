@@ -15,6 +15,7 @@ from protos import open_inference_pb2_grpc as oip_grpc
 from server.budget import Budget
 from server.catalog import VariantState
 from server.comparer import Comparer
+from server.drafts import Drafts
 from server.operations import Allowed, Operations
 from server.rpc.admin import AdminService
 from server.rpc.health import HealthService
@@ -33,14 +34,19 @@ class Lifecycle:
         self.fails = ""
         self.done: list[str] = []
 
-    async def bring_up(self, name: str, planned: PlannedVariant, budget: Budget | None) -> None:
-        del planned, budget
+    async def bring_up(
+        self, name: str, planned: PlannedVariant, budget: Budget | None, drafts: Drafts | None
+    ) -> None:
+        del planned, budget, drafts
         self.done.append(f"up {name}")
         self._variants.change(name, state=VariantState.BUILDING)
         if self.fails:
             self._variants.change(name, state=VariantState.FAILED, error=self.fails)
         else:
             self._variants.change(name, state=VariantState.READY)
+
+    async def may_draft(self, drafter: str, planned: PlannedVariant) -> bool:
+        raise NotImplementedError
 
     async def take_down(self, name: str) -> None:
         self.done.append(f"down {name}")
@@ -93,6 +99,7 @@ async def stub(
         chains={"int8": [{"quantize": {"bits": 8}}]},
         budgets={},
         budget=lambda _: None,
+        drafts={},
         added=lambda _: None,
     )
     admin = AdminService(bench.core, operations, Comparer(lambda _: None))
