@@ -1,16 +1,20 @@
-"""How much of the memory a variant's cache may reserve."""
+"""What is opened at once, and how much of the memory a variant's cache may reserve."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from artifacts.errors import SessionError
+from artifacts.errors import CorruptArtifactError, SessionError
 from artifacts.runtime import Threads
-from server.loading import LoadSettings, _kv_budget_tokens
+from server.drafts import DraftMethod, Drafts
+from server.loading import LoadSettings, _kv_budget_tokens, load
 
 SESSION: Any = SimpleNamespace(slots=4, max_length=100, kv_bytes_per_token=1000)
 
@@ -60,3 +64,91 @@ def test_too_little_memory_names_the_field(size_bytes: int) -> None:
     """A cache that holds no request is refused at the start, not at each request."""
     with pytest.raises(SessionError, match=r"engine\.kv_bytes"):
         _kv_budget_tokens([SESSION], size_bytes, settings())
+
+
+class Opened:
+    """A session that does nothing, and whose memory may be watched."""
+
+    slots, max_length, vocab_size, kv_bytes_per_token = 4, 100, 10, 1
+
+    def step(self, rows: object) -> None:
+        """Compute nothing."""
+
+    def release(self, slot: int) -> None:
+        """Hold nothing."""
+
+
+def stored(vocab_size: int = 10) -> Any:
+    graph = SimpleNamespace(max_length=100, vocab_size=vocab_size)
+    file = SimpleNamespace(name="tokenizer.json", sha256="0" * 64)
+    return SimpleNamespace(
+        manifest=SimpleNamespace(graph=graph, files=[file], size_bytes=0), path=Path
+    )
+
+
+DRAFTS = Drafts(DraftMethod.DRAFT, "small", 4)
+
+
+@pytest.fixture
+def opening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Plant what is done instead of opening a session and a tokenizer."""
+
+    def plant(session: Callable[[], object], tokenizer: Callable[[], object]) -> None:
+        monkeypatch.setattr("server.loading.open_session", lambda *_, **__: session())
+        monkeypatch.setattr("server.loading.Tokenizer.load", lambda _: tokenizer())
+
+    return plant
+
+
+@pytest.mark.parametrize("with_drafter", [False, True])
+def test_sessions_and_tokenizer_are_opened_at_once(
+    opening: Callable[..., None], *, with_drafter: bool
+) -> None:
+    """Each waits for the others: one after the other they would never end."""
+    meeting, tokenizer = threading.Barrier(3 if with_drafter else 2), object()
+
+    def meet() -> Opened:
+        meeting.wait(10)
+        return Opened()
+
+    def meet_too() -> object:
+        meeting.wait(10)
+        return tokenizer
+
+    opening(meet, meet_too)
+    drafted: dict[str, Any] = {"drafts": DRAFTS, "drafter": stored()} if with_drafter else {}
+    loaded = load(stored(), settings(), **drafted)
+    assert loaded.tokenizer is tokenizer
+    assert isinstance(loaded.session, Opened)
+    assert (loaded.drafting is not None) == with_drafter
+
+
+def test_either_s_error_is_told_as_it_is(opening: Callable[..., None]) -> None:
+    """Who brings variants up decides by its type; a session's comes first."""
+
+    def no_session() -> object:
+        raise SessionError("no session")
+
+    def no_tokenizer() -> object:
+        raise CorruptArtifactError("no tokenizer")
+
+    opening(Opened, no_tokenizer)
+    with pytest.raises(CorruptArtifactError, match="no tokenizer"):
+        load(stored(), settings())
+    opening(no_session, object)
+    with pytest.raises(SessionError, match="no session"):
+        load(stored(), settings())
+    opening(no_session, no_tokenizer)
+    with pytest.raises(SessionError, match="no session"):
+        load(stored(), settings())
+
+
+def test_a_drafter_of_other_tokens_is_refused_before_anything_is_opened(
+    opening: Callable[..., None],
+) -> None:
+    """Its weights are packed for nothing otherwise."""
+    opened = []
+    opening(lambda: opened.append(True), object)
+    with pytest.raises(SessionError, match=r"speculation\.variant"):
+        load(stored(), settings(), drafts=DRAFTS, drafter=stored(vocab_size=11))
+    assert not opened
