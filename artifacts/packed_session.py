@@ -7,6 +7,7 @@ graph of each, and both write that cache. Knows nothing of requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from artifacts.packed_graph import PackedGraph
 from artifacts.runtime import Threads
 from artifacts.scores import Scores
 from artifacts.session import Row
+from artifacts.side_by_side import side_by_side
 
 
 class PackedSession:
@@ -67,8 +69,15 @@ class PackedSession:
                 threads=resolved,
             )
 
-        self._generated = load(model)
-        self._prompts = load(model.with_name(self.forms.prompts)) if self.forms else None
+        self._generated: PackedGraph
+        self._prompts: PackedGraph | None = None
+        if self.forms is None:
+            self._generated = load(model)
+        else:  # each packs its weights, on one core
+            prompts = model.with_name(self.forms.prompts)
+            self._generated, self._prompts = side_by_side(
+                partial(load, model), partial(load, prompts)
+            )
         self._run_options: Any = None
         self._terminated = False
 

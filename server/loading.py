@@ -1,7 +1,8 @@
 """Turns a stored artifact into something the engine can serve.
 
 Owns opening the session and the tokenizer, warming up, and how many tokens the key-value cache may
-reserve. Runs on a worker thread. Knows nothing of variants' states, of the engine or of asyncio.
+reserve. Runs on a worker thread, and has others beside it. Knows nothing of variants' states, of
+the engine or of asyncio.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from artifacts.errors import SessionError
 from artifacts.runtime import Threads
 from artifacts.session import DecoderSession, Row
 from artifacts.session_factory import open_session
+from artifacts.side_by_side import side_by_side
 from artifacts.store import StoredArtifact
 from artifacts.tokenizer import Tokenizer
 from server.catalog import VariantLimits
@@ -112,14 +115,24 @@ def load(
             model, graph, slots=settings.slots, max_length=max_length, threads=settings.threads
         )
 
-    session = open_again()
-    sessions, sizes = [session], [stored.manifest.size_bytes]
-    tokenizer = Tokenizer.load(stored.path("tokenizer.json"))
-    drafting: Drafting | None = None
-    if drafts is not None and drafter is not None:
+    def open_tokenizer() -> Tokenizer:
+        return Tokenizer.load(stored.path("tokenizer.json"))
+
+    def open_sessions() -> tuple[DecoderSession, tuple[Drafting, DecoderSession] | None]:
+        if drafts is None or drafter is None:
+            return open_again(), None
         _check_drafter(stored, drafter)
         length = min(max_length, drafter.manifest.graph.max_length)
-        drafting, draft_session = _draft_model(drafter, drafts, settings, length, clock)
+        return side_by_side(
+            open_again, partial(_draft_model, drafter, drafts, settings, length, clock)
+        )
+
+    # Graphs leave the interpreter's lock while they load, the tokenizer keeps it.
+    (session, drafted), tokenizer = side_by_side(open_sessions, open_tokenizer)
+    sessions, sizes = [session], [stored.manifest.size_bytes]
+    drafting: Drafting | None = None
+    if drafted is not None and drafter is not None:
+        drafting, draft_session = drafted
         sessions.append(draft_session)
         sizes.append(drafter.manifest.size_bytes)
     elif drafts is not None and drafts.method is DraftMethod.PROMPT_LOOKUP:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from artifacts.errors import BugError, SessionError, StepTerminatedError
-from artifacts.manifest import GraphSpec
+from artifacts.manifest import Forms, GraphSpec
 from artifacts.packed_session import PackedSession
 from artifacts.scores import score
 from artifacts.session import Row, temperatures_of
@@ -214,6 +215,44 @@ def test_broken_file_is_a_session_error(
     broken.write_bytes(b"not a model")
     with pytest.raises(SessionError, match=r"model\.onnx"):
         PackedSession(broken, tiny_llama_export[1], slots=1, max_length=8)
+
+
+def test_both_forms_are_loaded_at_once(
+    tiny_llama_export: tuple[Path, GraphSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each graph packs its weights on one core: here each waits until the other has begun."""
+    meeting, opened = threading.Barrier(2), []
+
+    def meet(path: Path, *_: object, **__: object) -> None:
+        meeting.wait(10)
+        opened.append(path.name)
+
+    monkeypatch.setattr("artifacts.packed_session.PackedGraph", meet)
+    model, graph = tiny_llama_export
+    forms = Forms(choice="by_role", prompts="prompts.onnx")
+    PackedSession(model, graph.model_copy(update={"forms": forms}), slots=1, max_length=8)
+    assert sorted(opened) == sorted([model.name, "prompts.onnx"])
+
+
+@pytest.mark.parametrize("broken", ["model.onnx", "prompts.onnx"])
+def test_either_form_s_error_is_told(
+    tiny_llama_export: tuple[Path, GraphSpec], tmp_path: Path, broken: str
+) -> None:
+    """By the name of the file that cannot be loaded."""
+    model, graph = tiny_llama_export
+    for name in ("model.onnx", "prompts.onnx"):
+        shutil.copy(model, tmp_path / name)
+    for weights in model.parent.glob(f"{model.name}.*"):
+        shutil.copy(weights, tmp_path)
+    (tmp_path / broken).write_bytes(b"not a model")
+    forms = Forms(choice="by_role", prompts="prompts.onnx")
+    with pytest.raises(SessionError, match=broken):
+        PackedSession(
+            tmp_path / "model.onnx",
+            graph.model_copy(update={"forms": forms}),
+            slots=1,
+            max_length=8,
+        )
 
 
 def test_terminate_ends_a_running_step(open_packed: Open) -> None:

@@ -1,16 +1,20 @@
-"""How much of the memory a variant's cache may reserve, and whose drafts fit a variant."""
+"""What is opened at once, the memory a cache may reserve, and whose drafts fit a variant."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from artifacts.errors import SessionError
+from artifacts.errors import CorruptArtifactError, SessionError
 from artifacts.runtime import Threads
-from server.loading import LoadSettings, _check_drafter, _kv_budget_tokens
+from server.drafts import DraftMethod, Drafts
+from server.loading import LoadSettings, _check_drafter, _kv_budget_tokens, load
 
 SESSION: Any = SimpleNamespace(slots=4, max_length=100, kv_bytes_per_token=1000)
 
@@ -62,13 +66,92 @@ def test_too_little_memory_names_the_field(size_bytes: int) -> None:
         _kv_budget_tokens([SESSION], size_bytes, settings())
 
 
-def stored(vocab_size: int, tokenizer: str) -> Any:
-    files = [
-        SimpleNamespace(name="model.onnx", sha256=f"model of {vocab_size}"),
-        SimpleNamespace(name="tokenizer.json", sha256=tokenizer),
-    ]
-    graph = SimpleNamespace(vocab_size=vocab_size)
-    return SimpleNamespace(manifest=SimpleNamespace(graph=graph, files=files))
+class Opened:
+    """A session that does nothing, and whose memory may be watched."""
+
+    slots, max_length, vocab_size, kv_bytes_per_token = 4, 100, 10, 1
+
+    def step(self, rows: object) -> None:
+        """Compute nothing."""
+
+    def release(self, slot: int) -> None:
+        """Hold nothing."""
+
+
+def stored(vocab_size: int = 10, tokenizer: str = "own") -> Any:
+    graph = SimpleNamespace(max_length=100, vocab_size=vocab_size)
+    file = SimpleNamespace(name="tokenizer.json", sha256=tokenizer)
+    return SimpleNamespace(
+        manifest=SimpleNamespace(graph=graph, files=[file], size_bytes=0), path=Path
+    )
+
+
+DRAFTS = Drafts(DraftMethod.DRAFT, "small", 4)
+
+
+@pytest.fixture
+def opening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Plant what is done instead of opening a session and a tokenizer."""
+
+    def plant(session: Callable[[], object], tokenizer: Callable[[], object]) -> None:
+        monkeypatch.setattr("server.loading.open_session", lambda *_, **__: session())
+        monkeypatch.setattr("server.loading.Tokenizer.load", lambda _: tokenizer())
+
+    return plant
+
+
+@pytest.mark.parametrize("with_drafter", [False, True])
+def test_sessions_and_tokenizer_are_opened_at_once(
+    opening: Callable[..., None], *, with_drafter: bool
+) -> None:
+    """Each waits for the others: one after the other they would never end."""
+    meeting, tokenizer = threading.Barrier(3 if with_drafter else 2), object()
+
+    def meet() -> Opened:
+        meeting.wait(10)
+        return Opened()
+
+    def meet_too() -> object:
+        meeting.wait(10)
+        return tokenizer
+
+    opening(meet, meet_too)
+    drafted: dict[str, Any] = {"drafts": DRAFTS, "drafter": stored()} if with_drafter else {}
+    loaded = load(stored(), settings(), **drafted)
+    assert loaded.tokenizer is tokenizer
+    assert isinstance(loaded.session, Opened)
+    assert (loaded.drafting is not None) == with_drafter
+
+
+def test_either_s_error_is_told_as_it_is(opening: Callable[..., None]) -> None:
+    """Who brings variants up decides by its type; a session's comes first."""
+
+    def no_session() -> object:
+        raise SessionError("no session")
+
+    def no_tokenizer() -> object:
+        raise CorruptArtifactError("no tokenizer")
+
+    opening(Opened, no_tokenizer)
+    with pytest.raises(CorruptArtifactError, match="no tokenizer"):
+        load(stored(), settings())
+    opening(no_session, object)
+    with pytest.raises(SessionError, match="no session"):
+        load(stored(), settings())
+    opening(no_session, no_tokenizer)
+    with pytest.raises(SessionError, match="no session"):
+        load(stored(), settings())
+
+
+def test_a_drafter_of_other_tokens_is_refused_before_anything_is_opened(
+    opening: Callable[..., None],
+) -> None:
+    """Its weights are packed for nothing otherwise."""
+    opened = []
+    opening(lambda: opened.append(True), object)
+    with pytest.raises(SessionError, match=r"speculation\.variant"):
+        load(stored(), settings(), drafts=DRAFTS, drafter=stored(vocab_size=11))
+    assert not opened
 
 
 @pytest.mark.parametrize(("vocab_size", "tokenizer"), [(100, "other"), (101, "own")])
