@@ -16,7 +16,7 @@ setting 0.0051; with weights of 7 bits, which cannot saturate anywhere, 0.0012.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,17 +34,27 @@ class QuantizeDynamic(IntegerProducts):
         Field(description="dynamic: int8 weights per column, int8 activations per row."),
     ] = "dynamic"
 
+    @property
+    def streams(self) -> bool:
+        """Weights alone decide, each matrix by itself."""
+        return True
+
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Turn each product into an integer one; products of the same input share its rounding."""
         from optimizers import linears
+
+        return self.stream(linears.load(work.folder), work, target, report)
+
+    def stream(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
+        """The same with a graph that was never written."""
+        from optimizers import linears
         from optimizers.integer_graph import IntegerGraph
 
-        model = linears.load(work.folder)
+        del work
         found = [one for one in linears.find_linears(model) if self.lm_head or not one.is_head]
         tables = self.find_tables(model)
         graph = IntegerGraph(model)
-        for index, linear in enumerate(found):
-            report(0.9 * index / len(found), "quantizing products")
+        for linear in found:
             graph.replace_linear(linear)
-        self.finish(model, tables, target, report)
+        self.finish(model, tables, target, report, begun=0.0)  # made as it is written
         return Outcome()
