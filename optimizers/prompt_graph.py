@@ -18,9 +18,7 @@ from artifacts.manifest import GraphSpec
 from optimizers import linears
 from optimizers.integer_graph import IntegerGraph
 from optimizers.publish import PROMPTS, PROMPTS_WEIGHTS
-
-_INLINE_BYTES = 256  # smaller constants stay inside the graph
-_ALIGNMENT = 64  # bytes; a vector load of a mapped weight never straddles a cache line
+from optimizers.weight_files import INLINE_BYTES, move_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +152,11 @@ def save_prompt_graph(
         progress: Told how many of the weights (0..1) are written.
     """
     import onnx_ir
-    from onnx_ir import external_data
 
     beside, written = other.graph.initializers, linears.load(folder).graph.initializers
     own = []
     for name, value in model.graph.initializers.items():
-        if value.const_value.nbytes < _INLINE_BYTES:
+        if value.const_value.nbytes < INLINE_BYTES:
             continue
         found = written[name].const_value if name in written else None
         if isinstance(found, onnx_ir.ExternalTensor) and _same(
@@ -168,16 +165,7 @@ def save_prompt_graph(
             value.const_value = found
         else:
             own.append(value)
-    tensors = external_data.convert_tensors_to_external(
-        [value.const_value for value in own],
-        folder,
-        PROMPTS_WEIGHTS,
-        callback=lambda _, place: progress(place.index / place.total) if progress else None,
-        alignment=_ALIGNMENT,
-        align_threshold=0,
-    )
-    for value, tensor in zip(own, tensors, strict=True):
-        value.const_value = tensor
+    move_out(own, folder, PROMPTS_WEIGHTS, progress or (lambda _: None))
     onnx_ir.save(model, folder / PROMPTS)
 
 
