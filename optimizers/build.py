@@ -29,7 +29,7 @@ from optimizers.errors import RecipeChangedError, RequestError
 from optimizers.events import Events
 from optimizers.generation_config import generation_defaults
 from optimizers.memory import check_memory, check_streamed_memory
-from optimizers.publish import MODEL, WEIGHTS, add_files, published
+from optimizers.publish import DATA, MODEL, add_files, published
 from optimizers.quality import Judge
 from optimizers.recipe import export_key, libraries, recipe_digest, source_key, stage_key
 from optimizers.results import Made, Result, Results, folder_bytes
@@ -269,7 +269,8 @@ class Build:
         record = result.record
         if record.zeros and self._steps.is_last:
             self._steps.report(1.0, "packing, to tell what zeros save on a disk")
-            packed = compressed_bytes(result.folder / WEIGHTS)
+            files = [path for name in DATA if (path := result.folder / name).is_file()]
+            packed = sum(compressed_bytes(path) for path in files)
             record = record.model_copy(update={"compressed_bytes": packed})
         quality = judge(self._steps.report) if self._request.measure else None
         self._steps.measured(record, quality)

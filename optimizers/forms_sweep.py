@@ -70,29 +70,33 @@ def rows_to_change(
 
 
 def _write(path: Path, linear: Linear, replace: Any) -> None:
-    """A model of one product alone."""
+    """A model of one product alone, whose float32 weight is read as it is quantized."""
     import onnx_ir as ir
+    from onnx_ir.passes import common
 
-    tensor = ir.tensor(np.ascontiguousarray(linear.matrix()), name="w")
+    tensor = linear.weight.const_value
     weight = ir.Value(
         name="w", const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
     )
+    turned = [ir.node("Transpose", [weight])] if linear.is_transposed else []
+    matrix = turned[0].outputs[0] if turned else weight
     rows = ir.Value(
         name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, "m", linear.rows])
     )
-    product = ir.node("MatMul", [rows, weight], name="product")
+    product = ir.node("MatMul", [rows, matrix], name="product")
     product.outputs[0].name = "y"
     product.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph(
         [rows],
         product.outputs,
-        nodes=[product],
+        nodes=[*turned, product],
         initializers=[weight],
         opset_imports={"": 21, "com.microsoft": 1},
         name="sweep",
     )
     model = ir.Model(graph, ir_version=10)
     replace(model, find_linears(model)[0])
+    common.RemoveUnusedNodesPass()(model)
     ir.save(model, path)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizers.errors import StageError
+from optimizers.lazy_columns import LazyColumns
 from optimizers.linears import Linear, new_weight, replace_node
 
 _DOMAIN = "com.microsoft"
@@ -42,16 +43,16 @@ class IntegerGraph:
         """Turn a product into ``MatMulIntegerToFloat`` and a product with the rows' scales."""
         import onnx_ir
 
-        values, scales = quantize_columns(linear.matrix())
+        columns = LazyColumns(linear.outputs(), quantize_columns)
         name = linear.weight.name
         rounded = self._round(linear)
         product = onnx_ir.node(
             "MatMulIntegerToFloat",
             [
                 rounded.bytes,
-                new_weight(self._model, f"{name}_int8", values),
+                columns.add_bytes(self._model, f"{name}_int8"),
                 self._constant("quantize.one", np.array(1.0, dtype=np.float32)),
-                new_weight(self._model, f"{name}_scales", scales),
+                columns.add_scales(self._model, f"{name}_scales"),
                 self._constant("quantize.zero_point", np.array(_ZERO_POINT, dtype=np.uint8)),
                 # Not shared: converting weights to unsigned while loading rewrites it per product.
                 new_weight(self._model, f"{name}_zero_point", np.array(0, dtype=np.int8)),

@@ -41,13 +41,19 @@ class IntegerProducts(Stage):
 
         return find_embeddings(model) if self.embedding_bits == 8 else []
 
-    def finish(self, model: Any, tables: list[Any], target: Path, report: Report) -> None:
-        """Quantize embeddings in a graph whose products are done, and write it."""
+    def finish(
+        self, model: Any, tables: list[Any], target: Path, report: Report, *, begun: float = 0.9
+    ) -> None:
+        """Quantize embeddings in a graph whose products are done, and write it.
+
+        ``begun`` is the share of the work (0..1) that is done.
+        """
         from optimizers import linears
         from optimizers.quantized_graph import EMBEDDINGS, QuantizedGraph
 
         embeddings = QuantizedGraph(model, EMBEDDINGS)
         for node in tables:
             embeddings.replace_table(node, self.embedding_bits)
-        report(0.9, "writing")
-        linears.save(model, target)
+        linears.save(
+            model, target, lambda part: report(begun + (1 - begun) * part, "quantizing weights")
+        )

@@ -1,7 +1,6 @@
-"""Quantized weights of a graph that are made when they are written, and forgotten then.
+"""The blocks of a quantized matrix as weights that are made when they are written.
 
-A graph in which every matrix is quantized thus takes up one matrix at a time. Owns the tensors that
-stand for a matrix's blocks. Knows nothing of operators, or of how blocks are made.
+Owns which tensors stand for them. Knows nothing of operators, or of how blocks are made.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from artifacts.errors import BugError
 from optimizers.block_quantization import Blocks, Form, Part
+from optimizers.lazy_weights import MadeTogether, add_lazy_weight
 
 
 @dataclass(slots=True)
@@ -28,39 +28,23 @@ class LazyBlocks:
 
     form: Form
     make: Callable[[], Blocks]
-    _made: Blocks | None = field(default=None, init=False)
-    _unread: set[Part] = field(default_factory=set, init=False)
+    _parts: MadeTogether = field(init=False)
 
-    def read(self, part: Part) -> NDArray[Any]:
-        """One part; the blocks are kept until each part was read once."""
-        if self._made is None:
-            self._made = self.make()
-            self._unread = set(self.form.parts)
-        found: NDArray[Any] | None = getattr(self._made, part)
-        if found is None:
-            raise BugError(f"Blocks were made without the {part} that they should have.")
-        self._unread.discard(part)
-        if not self._unread:
-            self._made = None
+    def __post_init__(self) -> None:
+        self._parts = MadeTogether(self._make_parts)
+
+    def add(self, model: Any, name: str, part: Part, *, flat: bool = False) -> Any:
+        """Add a part as an initializer; ``flat``: a row's bytes are one dimension."""
+        import onnx_ir
+
+        rows, *dims = self.form.shape(part)
+        shape = (rows, int(np.prod(dims))) if flat else (rows, *dims)
+        dtype = onnx_ir.DataType.FLOAT if part == "scales" else onnx_ir.DataType.UINT8
+        return add_lazy_weight(model, name, lambda: self._parts.read(part), shape, dtype)
+
+    def _make_parts(self) -> dict[str, NDArray[Any]]:
+        blocks = self.make()
+        found: dict[str, Any] = {part: getattr(blocks, part) for part in self.form.parts}
+        if missing := [part for part, array in found.items() if array is None]:
+            raise BugError(f"Blocks were made without the {missing[0]} that they should have.")
         return found
-
-
-def add_lazy_weight(
-    model: Any, name: str, blocks: LazyBlocks, part: Part, *, flat: bool = False
-) -> Any:
-    """Add a part of the blocks as an initializer; ``flat``: a row's bytes are one dimension."""
-    import onnx_ir
-
-    rows, *dims = blocks.form.shape(part)
-    shape = (rows, int(np.prod(dims))) if flat else (rows, *dims)
-    dtype = onnx_ir.DataType.FLOAT if part == "scales" else onnx_ir.DataType.UINT8
-    tensor = onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(blocks.read(part).reshape(shape), name=name),
-        dtype=dtype,
-        shape=onnx_ir.Shape(shape),
-        name=name,
-    )
-    kind = onnx_ir.TensorType(dtype)
-    value = onnx_ir.Value(name=name, const_value=tensor, type=kind, shape=tensor.shape)
-    model.graph.register_initializer(value)
-    return value

@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizers.errors import StageError
-from optimizers.publish import MODEL, WEIGHTS
+from optimizers.publish import MODEL
 from optimizers.rows import Rows, rows_of
+from optimizers.weight_files import save_graph
 
 _PRODUCTS = {("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")}
 _ALL_PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "MatMulNBits", "MatMulIntegerToFloat"}
 _AFTER_HEAD = {"Add", "Mul", "Div", "Tanh", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Gather"}
 _MULTIPLYING = {"MatMul", "Gemm", "FusedMatMul", "Einsum", "Conv", "MoE", "QMoE"}
 _LARGE = 4096  # elements from which on a constant counts as a weight
-_ALIGNMENT = 64  # bytes; a vector load of a mapped weight never straddles a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +71,16 @@ def load(folder: Path) -> Any:
 
 
 def save(model: Any, folder: Path, progress: Callable[[float], None] | None = None) -> None:
-    """Write ``model.onnx`` and ``model.onnx.data`` into a folder.
+    """Write ``model.onnx`` and the files of its weights into a folder; embeddings have their own.
 
     Weights that are made when they are asked for are made here, one after the other: ``progress``
     is told how many of them (0..1) are written.
     """
-    import onnx_ir
     from onnx_ir.passes import common
 
     common.RemoveUnusedNodesPass()(model)
     model.opset_imports.setdefault("com.microsoft", 1)
-    onnx_ir.save(
-        model,
-        folder / MODEL,
-        external_data=WEIGHTS,
-        alignment=_ALIGNMENT,
-        align_threshold=0,
-        callback=lambda _, place: progress(place.index / place.total) if progress else None,
-    )
+    save_graph(model, folder, _looked_up(model), progress)
 
 
 def find_linears(model: Any) -> list[Linear]:
@@ -208,6 +200,21 @@ def find_heads(model: Any) -> set[int]:
         elif node.op_type in _AFTER_HEAD:
             waiting += [value.producer() for value in node.inputs if value is not None]
     return found
+
+
+def _looked_up(model: Any) -> list[Any]:
+    """The initializers that tokens are looked up in, with their scales where they are quantized.
+
+    Variants mostly have these in common, and ONNX Runtime leaves them mapped, while it makes
+    copies of its own of what it multiplies with.
+    """
+    return [
+        value
+        for node in model.graph
+        if node.op_type in {"Gather", "GatherBlockQuantized"} and _comes_from_tokens(node.inputs[1])
+        for value in (node.inputs[0], *node.inputs[2:])
+        if value is not None and value.is_initializer()
+    ]
 
 
 def _comes_from_tokens(value: Any) -> bool:

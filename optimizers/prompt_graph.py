@@ -7,7 +7,8 @@ again but read from the other one's file. Knows nothing of when it is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +18,62 @@ from artifacts.manifest import GraphSpec
 from optimizers import linears
 from optimizers.integer_graph import IntegerGraph
 from optimizers.publish import PROMPTS, PROMPTS_WEIGHTS
+from optimizers.weight_files import INLINE_BYTES, move_out
 
-_INLINE_BYTES = 256  # smaller constants stay inside the graph
-_ALIGNMENT = 64  # bytes; a vector load of a mapped weight never straddles a cache line
 
-Replace = Callable[[Any, list[Any]], None]
-"""Gives a model's tables of embeddings their form."""
+@dataclass(frozen=True, slots=True)
+class Other:
+    """The graph for generated tokens, which ``model.onnx`` was written from.
+
+    Attributes:
+        model: An ``onnx_ir.Model``.
+        tables: What its look-ups of embeddings became, in their order; empty where they stayed.
+    """
+
+    model: Any
+    tables: Sequence[Any]
 
 
 def write_prompt_graph(
-    source: Path, spec: GraphSpec, target: Path, replace_tables: Replace, *, scores: bool
+    model: Any,
+    spec: GraphSpec,
+    target: Path,
+    other: Other,
+    *,
+    scores: bool,
+    progress: Callable[[float], None] | None = None,
 ) -> None:
     """Write ``prompts.onnx`` beside the finished ``model.onnx`` of a folder.
 
     Args:
-        source: Folder of the float32 graph that both come from.
+        model: A copy (``clone``) of the float32 graph that both come from, edited here.
         spec: How that is run.
         target: Where the other graph lies, and this one goes.
-        replace_tables: Does with embeddings what was done in the other graph.
+        other: Lends its embeddings and its head.
         scores: Whether it gives logits, and what is computed from them, as well.
+        progress: Told how many of the weights (0..1) are written.
     """
     from onnx_ir.passes import common
 
-    model = linears.load(source)
+    looked_up = linears.find_embeddings(model)
     if not scores:
         _keep_cache_alone(model, spec)
     found = linears.find_linears(model)
-    tables = linears.find_embeddings(model)
     graph = IntegerGraph(model)
     for linear in found:
         if not linear.is_head:
             graph.replace_linear(linear)
-    replace_tables(model, tables)
+    for node, twin in zip(looked_up, other.tables, strict=bool(other.tables)):
+        if node.graph is not None:  # else the cache needs none of it
+            inputs = [_own(model, twin.inputs[0]), node.inputs[1]]
+            inputs += [_own(model, value) for value in twin.inputs[2:]]
+            linears.replace_node(node, [_like(twin, inputs, node.name)])
     head = next((linear for linear in found if linear.is_head), None)
     if head is not None:
-        _adopt_head(model, head, linears.load(target))
+        _adopt_head(model, head, other.model)
     common.RemoveUnusedNodesPass()(model)
     model.opset_imports.setdefault("com.microsoft", 1)
-    save_prompt_graph(model, target)
+    save_prompt_graph(model, target, other.model, progress)
 
 
 def _adopt_head(model: Any, head: linears.Linear, other: Any) -> None:
@@ -66,31 +85,38 @@ def _adopt_head(model: Any, head: linears.Linear, other: Any) -> None:
     if node.op_type != "MatMulNBits":
         return  # it was left as it is
 
-    def own(value: Any) -> Any:
-        if value.name not in model.graph.initializers:
-            adopted = onnx_ir.Value(
-                name=value.name, const_value=value.const_value, type=value.type, shape=value.shape
-            )
-            model.graph.register_initializer(adopted)
-        return model.graph.initializers[value.name]
-
     packed, nodes = node.inputs[1], []
     if (reshape := packed.producer()) is None:
-        weight = own(packed)
+        weight = _own(model, packed)
     else:  # a table that it shares with the embeddings
-        nodes.append(onnx_ir.node("Reshape", [own(value) for value in reshape.inputs]))
+        nodes.append(onnx_ir.node("Reshape", [_own(model, value) for value in reshape.inputs]))
         weight = nodes[0].outputs[0]
-    product = onnx_ir.node(
-        node.op_type,
-        [head.node.inputs[0], weight, *(own(value) for value in node.inputs[2:])],
-        {name: node.attributes.get_int(name) for name in node.attributes},
-        domain=node.domain,
-        name=head.node.name,
-    )
+    operands = [_own(model, value) for value in node.inputs[2:]]
+    product = _like(node, [head.node.inputs[0], weight, *operands], head.node.name)
     nodes.append(product)
     if head.bias is not None:
         nodes.append(onnx_ir.node("Add", [product.outputs[0], head.bias]))
     linears.replace_node(head.node, nodes)
+
+
+def _own(model: Any, value: Any) -> Any:
+    """Give a graph the initializer of another one, the same tensor under the same name."""
+    import onnx_ir
+
+    if value.name not in model.graph.initializers:
+        adopted = onnx_ir.Value(
+            name=value.name, const_value=value.const_value, type=value.type, shape=value.shape
+        )
+        model.graph.register_initializer(adopted)
+    return model.graph.initializers[value.name]
+
+
+def _like(node: Any, inputs: list[Any], name: str | None) -> Any:
+    """The same operator as another graph's, with integers for attributes."""
+    import onnx_ir
+
+    attributes = {key: node.attributes.get_int(key) for key in node.attributes}
+    return onnx_ir.node(node.op_type, inputs, attributes, domain=node.domain, name=name)
 
 
 def load_prompt_graph(folder: Path) -> Any:
@@ -114,36 +140,49 @@ def _keep_cache_alone(model: Any, spec: GraphSpec) -> None:
             model.graph.inputs.remove(value)
 
 
-def save_prompt_graph(model: Any, folder: Path) -> None:
-    """Write the graph, and of its weights those that ``model.onnx`` does not have there."""
-    import onnx_ir
-    from onnx_ir import external_data
+def save_prompt_graph(
+    model: Any, folder: Path, other: Any, progress: Callable[[float], None] | None = None
+) -> None:
+    """Write the graph, and of its weights those that ``model.onnx`` does not have there.
 
-    others = linears.load(folder).graph.initializers
+    Args:
+        model: The graph for prompts.
+        folder: Holds ``model.onnx``.
+        other: What that was written from.
+        progress: Told how many of the weights (0..1) are written.
+    """
+    import onnx_ir
+
+    beside, written = other.graph.initializers, linears.load(folder).graph.initializers
     own = []
     for name, value in model.graph.initializers.items():
-        if value.const_value.nbytes < _INLINE_BYTES:
+        if value.const_value.nbytes < INLINE_BYTES:
             continue
-        other = others[name].const_value if name in others else None
-        if isinstance(other, onnx_ir.ExternalTensor) and _same(other, value.const_value):
-            value.const_value = other
+        found = written[name].const_value if name in written else None
+        if isinstance(found, onnx_ir.ExternalTensor) and _same(
+            beside[name].const_value, value.const_value
+        ):
+            value.const_value = found
         else:
             own.append(value)
-    written = external_data.convert_tensors_to_external(
-        [value.const_value for value in own],
-        folder,
-        PROMPTS_WEIGHTS,
-        alignment=_ALIGNMENT,
-        align_threshold=0,
-    )
-    for value, tensor in zip(own, written, strict=True):
-        value.const_value = tensor
+    move_out(own, folder, PROMPTS_WEIGHTS, progress or (lambda _: None))
     onnx_ir.save(model, folder / PROMPTS)
 
 
 def _same(one: Any, other: Any) -> bool:
-    return bool(
-        one.dtype == other.dtype
-        and tuple(one.shape) == tuple(other.shape)
-        and np.array_equal(one.numpy(), other.numpy())
-    )
+    """Whether two tensors are one, told without making or reading what is not in memory."""
+    import onnx_ir
+
+    if one is other:
+        return True
+    if isinstance(one, onnx_ir.ExternalTensor) and isinstance(other, onnx_ir.ExternalTensor):
+        return _place(one) == _place(other)
+    if not (isinstance(one, onnx_ir.Tensor) and isinstance(other, onnx_ir.Tensor)):
+        return False
+    return bool(one.dtype == other.dtype and np.array_equal(one.numpy(), other.numpy()))
+
+
+def _place(tensor: Any) -> tuple[object, ...]:
+    """Which numbers of which file these are."""
+    place = tensor.path, tensor.offset, tensor.length
+    return *place, tensor.dtype, tuple(tensor.shape)

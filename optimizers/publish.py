@@ -18,8 +18,10 @@ from optimizers.tokenizer_files import tokenizer_bytes
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
+EMBEDDINGS = "embeddings.onnx.data"
 PROMPTS = "prompts.onnx"
 PROMPTS_WEIGHTS = "prompts.onnx.data"
+DATA = (WEIGHTS, EMBEDDINGS, PROMPTS_WEIGHTS)  # only the first is in every artifact
 _COPIED = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 
@@ -35,14 +37,15 @@ def add_files(
 
     Args:
         store: Where to.
-        onnx_folder: Holds ``model.onnx`` and ``model.onnx.data``; perhaps ``prompts.onnx`` as well.
+        onnx_folder: Holds ``model.onnx`` and ``model.onnx.data``; perhaps ``prompts.onnx`` and
+            more files of weights as well.
         config_folder: The model folder whose ``config.json`` describes these weights.
         text_folder: The original model's folder: tokenizer, template and generation defaults.
         is_spare: The weights are moved out of ``onnx_folder``, which nobody needs any more.
     """
     entries = [
         _added(store, onnx_folder / name, name, is_spare=is_spare)
-        for name in (WEIGHTS, PROMPTS_WEIGHTS)
+        for name in DATA
         if (onnx_folder / name).is_file()
     ]
     locations = {entry.name: entry.sha256 for entry in entries}

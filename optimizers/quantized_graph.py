@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from optimizers.accuracy_levels import FAST
 from optimizers.block_quantization import Blocks, Rounding
-from optimizers.lazy_blocks import LazyBlocks, add_lazy_weight
+from optimizers.lazy_blocks import LazyBlocks
 from optimizers.linears import Linear, find_embeddings, new_weight, replace_node
 from optimizers.rows import Rows, are_equal, rows_of
 
@@ -112,8 +112,8 @@ class QuantizedGraph:
             nodes.append(onnx_ir.node("Add", [product.outputs[0], linear.bias]))
         replace_node(linear.node, nodes)
 
-    def replace_table(self, node: Any, bits: int) -> None:
-        """Turn a look-up of tokens into ``GatherBlockQuantized``."""
+    def replace_table(self, node: Any, bits: int) -> Any:
+        """Turn a look-up of tokens into ``GatherBlockQuantized``, and give that."""
         import onnx_ir
 
         table = node.inputs[0]
@@ -131,6 +131,7 @@ class QuantizedGraph:
             name=node.name,
         )
         replace_node(node, [looked_up])
+        return looked_up
 
     def _tied_table(self, linear: Linear) -> Any | None:
         """The token table that a head shares its values with, also where an exporter copied it."""
@@ -158,9 +159,9 @@ class QuantizedGraph:
 
     def _add(self, name: str, blocks: LazyBlocks, *, flat: bool) -> _Weights:
         return _Weights(
-            data=add_lazy_weight(self._model, name, blocks, "packed", flat=flat),
-            scales=add_lazy_weight(self._model, f"{name}_scales", blocks, "scales"),
-            zero_points=add_lazy_weight(self._model, f"{name}_zero_points", blocks, "zero_points")
+            data=blocks.add(self._model, name, "packed", flat=flat),
+            scales=blocks.add(self._model, f"{name}_scales", "scales"),
+            zero_points=blocks.add(self._model, f"{name}_zero_points", "zero_points")
             if blocks.form.has_zero_points
             else None,
             blocks=blocks.form.count,

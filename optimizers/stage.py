@@ -47,7 +47,7 @@ class Work:
 
     Attributes:
         folder: What the stage before left: a Hugging Face folder (torch form), or a folder with
-            ``model.onnx`` and ``model.onnx.data`` (ONNX form). Read-only.
+            ``model.onnx`` and the files of its weights (ONNX form). Read-only.
         graph: How the ONNX model is run; None in the torch form.
         original: The model that the chain began with.
         fetch: Brings another model to this disk.

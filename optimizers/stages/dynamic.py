@@ -53,21 +53,32 @@ class QuantizeDynamic(IntegerProducts):
             del fields["wide_block_size"]
         return fields
 
+    @property
+    def streams(self) -> bool:
+        """Weights alone decide, each matrix by itself."""
+        return True
+
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Turn each product into an integer one; products of the same input share its rounding."""
+        from optimizers import linears
+
+        return self.stream(linears.load(work.folder), work, target, report)
+
+    def stream(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
+        """The same with a graph that was never written."""
         from optimizers import linears
         from optimizers.block_quantization import Rounding
         from optimizers.integer_graph import IntegerGraph
         from optimizers.quantized_graph import QuantizedGraph
 
-        model = linears.load(work.folder)
-        linear_layers = linears.find_linears(model)
-        width = next((one.rows for one in linear_layers if one.is_head), None)
-        found = [one for one in linear_layers if self.lm_head or not one.is_head]
+        del work
+        every = linears.find_linears(model)
+        width = next((one.rows for one in every if one.is_head), None)
         tables = self.find_tables(model)
         graph = IntegerGraph(model)
-        for index, linear in enumerate(found):
-            report(0.9 * index / len(found), "quantizing products")
+        for linear in every:
+            if linear.is_head and not self.lm_head:
+                continue
             if self.wide_block_size is not None and width is not None and linear.rows > width:
                 rounding = Rounding(
                     block_size=self.wide_block_size, is_symmetric=False, algorithm="rtn"
@@ -75,5 +86,5 @@ class QuantizeDynamic(IntegerProducts):
                 QuantizedGraph(model, rounding).replace_linear(linear, self.bits, shares=False)
             else:
                 graph.replace_linear(linear)
-        self.finish(model, tables, target, report)
+        self.finish(model, tables, target, report, begun=0.0)  # made as it is written
         return Outcome()

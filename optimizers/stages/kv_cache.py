@@ -84,7 +84,7 @@ class QuantizeKvCache(Stage):
         if work.graph.forms is not None:
             prompts = load_prompt_graph(work.folder)
             quantize_cache(prompts, work.graph, read_attentions(prompts, work.graph), scales)
-            save_prompt_graph(prompts, target)
+            save_prompt_graph(prompts, target, model)
         report(0.8, "comparing")
         session = kv_comparison.open_compared(target / MODEL, served, threads=work.threads)
         lost = kv_comparison.divergence(before, kv_comparison.run_ragged(session, documents))

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from optimizers.block_quantization import Rounding
     from optimizers.graph_flow import Reached
     from optimizers.linears import Linear
+    from optimizers.prompt_graph import Other
     from optimizers.quantized_graph import Quantizer
     from optimizers.weight_plan import Wanted
 
 FLOAT = 32  # bits of what stays as it is
 FAST = 4  # the accuracy level that computes with int8 activations
+_FIRST_SHARE = 0.6  # of the time of writing two forms
 _LATER = {"mean_bits": None, "accuracy_level": FAST, "forms": "one"}
 
 
@@ -175,8 +177,8 @@ class QuantizeWeightOnly(Stage):
 
     @property
     def streams(self) -> bool:
-        """Where weights alone decide, each matrix by itself and once."""
-        return not self.calibrates and self.forms == "one"
+        """Where weights alone decide, each matrix by itself."""
+        return not self.calibrates
 
     def apply(self, work: Work, target: Path, report: Report) -> Outcome:
         """Quantize the products, then the embeddings."""
@@ -196,9 +198,11 @@ class QuantizeWeightOnly(Stage):
         from optimizers.gptq import Fitted
         from optimizers.graph_flow import visit_products
         from optimizers.joined_products import join_products
+        from optimizers.prompt_graph import Other
         from optimizers.quantized_graph import QuantizedGraph
         from optimizers.weight_plan import plan_weights, told
 
+        original = model.clone() if self.forms != "one" else None
         graph = QuantizedGraph(model, self._rounding)
         found = linears.find_linears(model)
         tables = linears.find_embeddings(model)
@@ -239,25 +243,33 @@ class QuantizeWeightOnly(Stage):
             for linear in found:
                 replace(linear)
         bits = self._or_bits(self.embedding_bits)
-        for node in tables if bits < FLOAT else ():
-            graph.replace_table(node, bits)
+        looked_up = [graph.replace_table(node, bits) for node in tables if bits < FLOAT]
         join_products(model)
         # All that GPTQ has not made is made as it is written.
-        end = 1.0 if self.forms == "one" else 0.92
+        end = 1.0 if original is None else begun + _FIRST_SHARE * (1 - begun)
         linears.save(
             model, target, lambda part: report(begun + (end - begun) * part, "quantizing weights")
         )
         notes = told(plans, found)
         plan = plans if notes else ()
-        if self.forms == "one":
+        if original is None:
             return Outcome(notes=notes, plan=plan)
-        spec, note = self._second_form(work, target, report)
+        spec, note = self._second_form(
+            original,
+            Other(model, looked_up),
+            work,
+            target,
+            lambda part, doing: report(end + (1 - end) * part, doing),
+        )
         return Outcome(notes=(*notes, note), plan=plan, graph=spec)
 
     def _second_form(
-        self, work: Work, target: Path, report: Report
+        self, model: Any, other: Other, work: Work, target: Path, report: Report
     ) -> tuple[GraphSpec | None, str]:
-        """Add the graph for prompts, where it pays; gives how both are run, and what was found."""
+        """Add the graph for prompts, where it pays; gives how both are run, and what was found.
+
+        ``model`` is as the export gave it, ``other`` what became of it.
+        """
         from artifacts.manifest import Forms
         from optimizers import linears
         from optimizers.forms_sweep import ROWS, rows_to_change
@@ -274,9 +286,9 @@ class QuantizeWeightOnly(Stage):
         rows: int | None = 1
         note = "prompts are computed in int8"
         if self.forms != "by_role":
-            report(0.92, "timing both forms of a product")
+            report(0.0, "timing both forms of a product")
             rows = rows_to_change(
-                linears.find_linears(linears.load(work.folder)),
+                linears.find_linears(model),
                 self._rounding,
                 4 if self.bits == "mixed" else self.bits,
                 scratch=target,
@@ -285,25 +297,19 @@ class QuantizeWeightOnly(Stage):
             if rows is None:
                 return None, f"one form: int8 is no faster here, up to {ROWS[-1]} tokens at a time"
             note = f"int8 is faster here from {rows} tokens on"
-        report(0.95, "writing the form for prompts")
         choice: Literal["by_role", "adaptive"] = (
             "adaptive" if self.forms == "adaptive" else "by_role"
         )
-
         write_prompt_graph(
-            work.folder, spec, target, self._replace_tables, scores=choice == "adaptive"
+            model,
+            spec,
+            target,
+            other,
+            scores=choice == "adaptive",
+            progress=lambda part: report(part, "quantizing weights for prompts"),
         )
         forms = Forms(choice=choice, prompts=PROMPTS, rows=rows or 1)
         return spec.model_copy(update={"forms": forms}), note
-
-    def _replace_tables(self, model: Any, tables: list[Any]) -> None:
-        """Give a graph the embeddings that the other form of it has."""
-        from optimizers.quantized_graph import QuantizedGraph
-
-        graph = QuantizedGraph(model, self._rounding)
-        for node in tables:
-            if (bits := self._or_bits(self.embedding_bits)) < FLOAT:
-                graph.replace_table(node, bits)
 
     def _wanted(self) -> Wanted:
         from optimizers.weight_plan import Wanted

@@ -15,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from artifacts.manifest import GraphSpec
 from artifacts.runtime import Threads, open_runtime
+from optimizers import lazy_columns
 from optimizers.integer_graph import IntegerGraph, quantize_columns
+from optimizers.lazy_columns import LazyColumns
 from optimizers.linears import find_linears
 from optimizers.spec import parse_chain
 from tests.optimizers.onnx_stage import run_stage
@@ -174,3 +176,30 @@ def test_recipes_of_before_stay_valid() -> None:
     ).stages
     assert "wide_block_size" not in plain.identity()
     assert wide.identity()["wide_block_size"] == 64
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * INPUTS, 1 << 20])
+def test_columns_that_are_made_a_few_at_a_time_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """They are made when they are first read, and forgotten when both parts were."""
+    monkeypatch.setattr(lazy_columns, "_AT_ONCE", at_once)
+    weight = _weights()["w0"]
+    made: list[int] = []
+
+    def counting(matrix: NDArray[np.float32]) -> Any:
+        made.append(matrix.shape[1])
+        return quantize_columns(matrix)
+
+    model = onnx_ir.from_proto(_float_model(_weights()))
+    columns = LazyColumns(weight.T, counting)
+    values, scales = columns.add_bytes(model, "values"), columns.add_scales(model, "scales")
+    assert (tuple(values.shape), tuple(scales.shape)) == (weight.shape, weight.shape[1:])
+    assert made == []
+    expected = quantize_columns(weight)
+    np.testing.assert_array_equal(values.const_value.numpy(), expected[0])
+    np.testing.assert_array_equal(scales.const_value.numpy(), expected[1])
+    assert sum(made) == OUTPUTS
+    assert max(made) <= max(1, at_once // INPUTS)
+    scales.const_value.numpy()
+    assert sum(made) == 2 * OUTPUTS

@@ -16,12 +16,16 @@ from artifacts.manifest import Manifest
 from artifacts.protocol import BuildEvent, BuildFailed, Built, StageBegun
 from artifacts.store import Store
 from benchmarks import zoo
+from optimizers import forms_sweep
+from optimizers.block_quantization import Rounding
 from optimizers.export import export, mobius_exporter
 from optimizers.export.decoder import read_decoder
 from optimizers.export.mapped_weights import map_weights
 from optimizers.export.miniature import Miniature, MiniatureError, write_miniature
 from optimizers.export.unwritten import UnwrittenError, export_unwritten
-from optimizers.publish import MODEL, WEIGHTS
+from optimizers.lazy_blocks import LazyBlocks
+from optimizers.linears import find_linears
+from optimizers.publish import MODEL, PROMPTS_WEIGHTS, WEIGHTS
 from optimizers.spec import parse_chain
 from optimizers.stage import Stage, Work
 from optimizers.streaming import can_stream
@@ -31,6 +35,10 @@ if TYPE_CHECKING:
 
 LAYERS = 4
 INT4: dict[str, Any] = {"quantize": {"method": "weight_only"}}
+
+
+TWO_FORMS = {"forms": "by_role"}
+DYNAMIC = {"method": "dynamic"}
 
 
 def _stage(**fields: Any) -> Stage:
@@ -61,8 +69,10 @@ def _streamed(model: Path, stage: Stage, folder: Path) -> Path:
     return target
 
 
-def _digests(folder: Path) -> list[str]:
-    return [sha256_file(folder / name) for name in (MODEL, WEIGHTS)]
+def _digests(folder: Path) -> dict[str, str]:
+    found = {path.name: sha256_file(path) for path in folder.iterdir()}
+    assert {MODEL, WEIGHTS} <= set(found)
+    return found
 
 
 def _store_as(folder: Path, dtype: torch.dtype, shard: str = "5GB") -> None:
@@ -84,15 +94,30 @@ def _store_as(folder: Path, dtype: torch.dtype, shard: str = "5GB") -> None:
         ("gpt2", {"n_layer": LAYERS}, {"symmetric": True}),
         ("gemma3_tied", {"num_hidden_layers": 8}, {"algorithm": "k_quant", "block_size": 16}),
         ("smollm3", {"num_hidden_layers": 8}, {}),
+        ("llama", {"num_hidden_layers": LAYERS}, TWO_FORMS),
+        ("qwen2", {"tie_word_embeddings": True}, {**TWO_FORMS, "bits": 8}),
+        ("qwen2", {"tie_word_embeddings": True}, {"forms": "adaptive"}),
+        ("gpt2", {"n_layer": LAYERS}, {**TWO_FORMS, "embedding_bits": 32}),
+        ("phi3", {"num_hidden_layers": LAYERS}, {"forms": "auto", "lm_head_bits": 32}),
+        ("gemma3_tied", {"num_hidden_layers": 8}, {"forms": "adaptive", "embedding_bits": 32}),
+        ("llama", {"num_hidden_layers": LAYERS}, DYNAMIC),
+        ("gpt2", {"n_layer": LAYERS}, {**DYNAMIC, "lm_head": False}),
+        ("qwen2", {"tie_word_embeddings": True}, {**DYNAMIC, "embedding_bits": 32}),
     ],
 )
 def test_streamed_weights_are_those_of_a_written_export(
-    name: str, changes: dict[str, Any], fields: dict[str, Any], tmp_path: Path
+    name: str,
+    changes: dict[str, Any],
+    fields: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also of fused and of transposed layers, of layers of several kinds, and of a tied head."""
+    monkeypatch.setattr(forms_sweep, "rows_to_change", lambda *_, **__: 8)  # a matter of time
     model = zoo.write_model(tmp_path / "model", name, **changes)
     stage = _stage(**fields)
     digests = _digests(_streamed(model, stage, tmp_path))
+    assert (PROMPTS_WEIGHTS in digests) == ("forms" in fields)
     assert digests == _digests(_written(model, stage, tmp_path))
 
 
@@ -104,11 +129,15 @@ def test_weights_of_half_precision_in_several_files_stream_too(
     model = zoo.write_model(tmp_path / "model", "qwen2", num_hidden_layers=LAYERS)
     _store_as(model, dtype, shard="100KB")
     assert {one.dtype for one in map_weights(model).tensors.values()} == {dtype}
-    digests = _digests(_streamed(model, _stage(), tmp_path))
-    assert digests == _digests(_written(model, _stage(), tmp_path))
+    stage = _stage(**TWO_FORMS)
+    digests = _digests(_streamed(model, stage, tmp_path))
+    assert digests == _digests(_written(model, stage, tmp_path))
 
 
-def test_a_matrix_is_never_held_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fields", [{}, {"forms": "adaptive"}, DYNAMIC])
+def test_a_matrix_is_never_held_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
     """Not even the largest, which has a row for each token of the vocabulary."""
     from optimizers.export import source_tensor
 
@@ -127,9 +156,39 @@ def test_a_matrix_is_never_held_in_float32(tmp_path: Path, monkeypatch: pytest.M
     unwritten = export_unwritten(model, tmp_path, progress=lambda *_: None)
     read.clear()
     (target := tmp_path / "t").mkdir()
-    _stage().stream(unwritten.model, _work(target, unwritten.graph), target, lambda *_: None)
+    stage = _stage(**fields)
+    stage.stream(unwritten.model, _work(target, unwritten.graph), target, lambda *_: None)
     assert sum(read) >= rows * 64
     assert max(read) < rows * 64 / 4
+
+
+def test_what_two_forms_share_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it is the same is seen without making it again, to be compared."""
+    made: list[int] = []
+    real = LazyBlocks._make_parts
+
+    def counting(blocks: LazyBlocks) -> Any:
+        made.append(blocks.form.rows)
+        return real(blocks)
+
+    monkeypatch.setattr(LazyBlocks, "_make_parts", counting)
+    model = zoo.write_model(tmp_path / "model", "qwen2", tie_word_embeddings=True, vocab_size=5_000)
+    folder = _streamed(model, _stage(**TWO_FORMS), tmp_path)
+    assert made.count(5_000) == 1
+    assert (folder / PROMPTS_WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_sweep_reads_weights_where_they_lie(name: str, tmp_path: Path) -> None:
+    """It times a matrix and its transpose, neither of which a streamed export has written."""
+    unwritten = export_unwritten(
+        zoo.write_model(tmp_path / "model", name), tmp_path, progress=lambda *_: None
+    )
+    found = find_linears(unwritten.model)
+    rounding = Rounding(block_size=32, is_symmetric=False, algorithm="rtn")
+    (scratch := tmp_path / "sweep").mkdir()
+    rows = forms_sweep.rows_to_change(found, rounding, 4, scratch=scratch, threads=1)
+    assert rows is None or rows in forms_sweep.ROWS
 
 
 def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
@@ -266,12 +325,16 @@ def test_the_plan_tells_what_streams(child: Child, tiny_llama_folder: Path) -> N
         "mixed": [{"quantize": {**quantize, "bits": "mixed", "mean_bits": 5}}],
         "measured": [{"quantize": {**quantize, "accuracy_level": "auto"}}],
         "two_forms": [{"quantize": {**quantize, "forms": "by_role"}}],
-        "dynamic": [{"quantize": {"method": "dynamic"}}],
+        "adaptive": [{"quantize": {**quantize, "forms": "adaptive"}}],
+        "two_forms_gptq": [{"quantize": {**quantize, **TWO_FORMS, "algorithm": "gptq"}}],
+        "dynamic": [{"quantize": DYNAMIC}],
+        "static": [{"quantize": {"method": "static"}}],
         "pruned": [{"prune": {"amount": 0.5}}, INT4],
     }
     plan = child.plan(str(tiny_llama_folder), chains)
     assert not plan.errors
-    assert [name for name, one in plan.variants.items() if one.streams] == ["int4", "int8"]
+    streaming = {name for name, one in plan.variants.items() if one.streams}
+    assert streaming == {"int4", "int8", "two_forms", "adaptive", "dynamic"}
     for name, chain in chains.items():
         stages = parse_chain("chain", chain).stages
         assert can_stream(stages) == plan.variants[name].streams

@@ -139,9 +139,20 @@ def test_neither_chunks_nor_neighbours_matter(by_role: Graph, seed: int) -> None
 
 def test_what_both_forms_have_is_stored_once(by_role: Graph) -> None:
     """Embeddings and norms lie in the file of the form for generated tokens."""
+    folder = by_role[0].parent
+    graph, places = _prompts(folder)
+    shared = {name for name, place in places.items() if place == "model.onnx.data"}
+    assert any("embed" in name for name in shared)
+    assert not any("int8" in name for name in shared)
+    assert any("int8" in name for name in places)
+    assert [out.name for out in graph.output if not out.name.startswith("present")] == []
+    assert {one.name for one in graph.input}.isdisjoint({"logit_positions", "sampled_rows"})
+
+
+def _prompts(folder: Path) -> tuple[Any, dict[str, str]]:
+    """The graph for prompts, and the file that each of its large weights lies in."""
     import onnx
 
-    folder = by_role[0].parent
     graph = onnx.load(folder / "prompts.onnx", load_external_data=False).graph
     places = {
         one.name: entry.value
@@ -149,12 +160,7 @@ def test_what_both_forms_have_is_stored_once(by_role: Graph) -> None:
         for entry in one.external_data
         if entry.key == "location"
     }
-    shared = {name for name, place in places.items() if place == "model.onnx.data"}
-    assert any("embed" in name for name in shared)
-    assert not any("int8" in name for name in shared)
-    assert any("int8" in name for name in places)
-    assert [out.name for out in graph.output if not out.name.startswith("present")] == []
-    assert {one.name for one in graph.input}.isdisjoint({"logit_positions", "sampled_rows"})
+    return graph, places
 
 
 @pytest.mark.parametrize("fields", [{}, {"algorithm": "gptq", "lm_head_bits": 4}])
@@ -191,6 +197,8 @@ def test_an_int8_cache_is_shared_by_both_forms(by_role: Graph, tmp_path: Path) -
     outcome = run_stage({"method": "kv_cache"}, *by_role, tmp_path)
     assert outcome.graph is not None
     assert outcome.graph.forms == by_role[1].forms
+    before, after = (_prompts(folder)[1] for folder in (by_role[0].parent, tmp_path))
+    assert before.items() <= after.items()
     tokens = np.random.default_rng(3).integers(0, 256, 30)
     exact = _open(by_role).step([Row(0, 0, tokens, 1)]).logits
     session = _open((tmp_path / "model.onnx", outcome.graph))
@@ -283,6 +291,27 @@ def test_a_build_publishes_both_forms(
     graph = manifest.graph.model_copy(update={"forms": forms})
     with pytest.raises(CorruptArtifactError, match="graph for prompts"):
         store.publish(manifest.model_copy(update={"graph": graph}))
+
+
+def test_a_streamed_build_publishes_the_same_two_forms(
+    tiny_llama_folder: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    """Nothing is kept of it but the artifact, which is that of a build that measures its steps."""
+    chain = [{"quantize": {**FIELDS, "forms": "by_role"}}]
+    model, artifacts = str(tiny_llama_folder), []
+    for name, measure in (("streamed", False), ("written", True)):
+        child = Child(tmp_path / name)
+        (planned,) = child.plan(model, {"two": chain}).variants.values()
+        given = {"text": str(evaluation)} if measure else None
+        built = child.build(model, planned, measure=measure, evaluation=given)[-1]
+        assert isinstance(built, Built)
+        artifacts.append(built.artifact)
+        store = Store(child.store)
+        store.open(built.artifact, verify=True)
+        notes = store.manifest(built.artifact).export.notes
+        assert any("miniature" in note for note in notes) != measure
+        assert bool(list(store.layout.stages.iterdir())) == measure
+    assert artifacts[0] == artifacts[1]
 
 
 def test_what_depends_on_others_is_measured_with_both_forms_in_turns(
