@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from artifacts import machine
 from artifacts.errors import SessionError
 from artifacts.runtime import Threads
 from artifacts.session import DecoderSession, Row
@@ -137,6 +138,7 @@ def load(
         sizes.append(drafter.manifest.size_bytes)
     elif drafts is not None and drafts.method is DraftMethod.PROMPT_LOOKUP:
         drafting = Drafting(PromptLookup(), PromptLookup, drafts.max_draft_tokens, drafts.adaptive)
+    machine.give_memory_back()  # what packing needed: a tenth of the weights and more
     loaded_s = clock()
     for each in sessions:
         _warm_up(each)

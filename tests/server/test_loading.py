@@ -160,3 +160,19 @@ def test_drafts_of_other_tokens_are_refused(vocab_size: int, tokenizer: str) -> 
     _check_drafter(stored(100, "own"), stored(100, "own"))
     with pytest.raises(SessionError, match=r"^speculation\.variant: the tokens .* same tokenizer"):
         _check_drafter(stored(100, "own"), stored(vocab_size, tokenizer))
+
+
+def test_what_loading_freed_is_given_back(
+    opening: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, when all is open: before it, there is nothing to give."""
+    done: list[str] = []
+
+    def opened() -> Opened:
+        done.append("opened")
+        return Opened()
+
+    opening(opened, object)
+    monkeypatch.setattr("artifacts.machine.give_memory_back", lambda: done.append("given back"))
+    load(stored(), settings())
+    assert done == ["opened", "given back"]
