@@ -50,6 +50,7 @@ class Server(Served):
         chain: list[dict[str, Any]],
         client: Child,
         max_length: int = MAX_LENGTH,
+        calibration: Path | None = None,
     ) -> None:
         super().__init__(name, place, client=client)
         self._store = place.folder / "store"
@@ -66,6 +67,7 @@ class Server(Served):
                 threads=place.settings.threads,
                 max_length=max_length,
                 is_measured=is_measured,
+                calibration=calibration,
             )
 
         self._config = config(f"{name}.yaml", self._store, is_measured=True)

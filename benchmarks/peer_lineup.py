@@ -30,6 +30,7 @@ INT8 = "ours-int8-b32"
 INT8_GPTQ = "ours-int8-gptq-b64"
 INT8_ROWS = "ours-int8-rows"
 INT8_WIDE = "ours-int8-rows-wide64"
+INT8_FITTED = "ours-int8-rows-gptq"
 FLOAT32 = "ours-float32"
 _GPTQ = {
     "method": "weight_only",
@@ -50,12 +51,17 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     INT8_GPTQ: [{"quantize": {**_INT8, "block_size": 64, "algorithm": "gptq"}}],
     INT8_ROWS: [{"quantize": _ROWS}],
     INT8_WIDE: [{"quantize": {**_ROWS, "wide_block_size": 64}}],
+    INT8_FITTED: [
+        {"smooth": {"method": "smoothquant"}},
+        {"quantize": {**_ROWS, "algorithm": "gptq"}},
+    ],
     FLOAT32: [],
 }
 """Our rows, as chains."""
 REPRODUCIBLE = tuple(name for name in RECIPES if name != ADAPTIVE)
 """Rows whose results follow from the request alone; the others are shown beside them."""
 
+_CALIBRATION = ROOT / "demo" / "calibration.jsonl"
 _OPENVINO = "import openvino_genai; from optimum.intel import OVModelForCausalLM"
 # Its wheel fits only the torch that is published beside it, and nobody looks at pictures here.
 _NO_PICTURES = ("torchvision",)
@@ -92,13 +98,14 @@ NAMES = (*RECIPES, *RUNGS)
 def laid_out(chain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A chain whose weights lie as this one's do, made without looking at any text.
 
-    GPTQ chooses among the same numbers as rounding does, so a step costs the same; and in random
-    weights it has nothing to fit.
+    GPTQ chooses among the same numbers as rounding does, and smoothing leaves a graph as it is, so
+    a step costs the same; and in random weights there is nothing to fit.
     """
     return [
         {stage: {**fields, **({"algorithm": "rtn"} if "algorithm" in fields else {})}}
         for item in chain
         for stage, fields in item.items()
+        if stage != "smooth"
     ]
 
 
@@ -188,6 +195,7 @@ class Lineup:
                 chain=chain,
                 client=self._grpc_client,
                 max_length=max_length,
+                calibration=_CALIBRATION if fits else None,
             )
         exported = place.folder / "exports" / name
         match RUNGS[name].family:

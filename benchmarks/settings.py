@@ -55,11 +55,13 @@ def write_config(
     threads: int,
     max_length: int = MAX_LENGTH,
     is_measured: bool = True,
+    calibration: Path | None = None,
 ) -> Path:
     """A config of our server with one variant; ports are free ones on loopback.
 
     A variant that ``is_measured`` has a limit that nothing exceeds: it is measured before it
-    serves, and so never beside a turn.
+    serves, and so never beside a turn. Without ``calibration``, what is fitted to a text is fitted
+    to one that the model writes.
     """
     budget = {"budget": {"kl_mean": 1000, "on_breach": "warn"}} if is_measured else {}
     config = {
@@ -67,6 +69,7 @@ def write_config(
         "store": str(store),
         "offline": True,
         **budget,
+        **({"calibration": {"text": str(calibration)}} if calibration else {}),
         "variants": {variant: chain},
         "engine": {
             "slots": SLOTS,

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,30 +27,37 @@ from optimizers import obs
 from optimizers.block_quantization import Blocks, join_blocks, pack, round_blocks
 from optimizers.rows import iterate_blocks
 
-_COLUMNS = 128  # at least, whose corrections reach the rest of the matrix together
+if TYPE_CHECKING:
+    from optimizers.lazy_columns import Columns
+    from optimizers.quantized_graph import Quantizer
+
+_COLUMNS = 128  # whose corrections reach the rest of the matrix together
 _ROWS_AT_ONCE = 1 << 22  # elements of the matrix that are worked on together
 
 
 class Fitted:
-    """Quantizes the products of one input; a ``Quantizer`` of ``optimizers.quantized_graph``."""
+    """Quantizes the products of one input, whose text (tokens, K) comes in parts."""
 
-    def __init__(
-        self, inputs: Sequence[NDArray[np.float32]], *, block_size: int, is_symmetric: bool
-    ) -> None:
+    def __init__(self, inputs: Sequence[NDArray[np.float32]]) -> None:
         self._inputs = inputs
-        self._block_size = block_size
-        self._is_symmetric = is_symmetric
 
-    def __call__(self, matrix: NDArray[np.float32], bits: int, *, whole: bool) -> Blocks:
-        """Quantize a matrix (N, K) whose product with the inputs is wanted."""
-        del whole  # tables are looked up in, so nothing flows into them
-        return quantize(
-            matrix,
-            self._factor,
-            bits=bits,
-            block_size=self._block_size,
-            is_symmetric=self._is_symmetric,
-        )
+    def in_blocks(self, block_size: int, *, is_symmetric: bool) -> Quantizer:
+        """A quantizer of matrices (N, K) whose product with the inputs is wanted."""
+
+        def quantizer(matrix: NDArray[np.float32], bits: int, *, whole: bool) -> Blocks:
+            del whole  # tables are looked up in, so nothing flows into them
+            return quantize(
+                matrix, self._factor, bits=bits, block_size=block_size, is_symmetric=is_symmetric
+            )
+
+        return quantizer
+
+    def columns(self, matrix: NDArray[np.float32]) -> Columns:
+        """Round a matrix (K, N) to signed bytes with one scale (N,) per column."""
+        height, count = matrix.shape
+        laid = quantize(matrix.T, self._factor, bits=8, block_size=height, is_symmetric=True)
+        values = laid.packed.reshape(count, height) ^ 128  # 128 is zero; signed, 0 is
+        return np.ascontiguousarray(values.view(np.int8).T), laid.scales[:, 0]
 
     @cached_property
     def _factor(self) -> NDArray[np.float32]:
@@ -106,14 +114,14 @@ def _quantize(matrix: NDArray[np.float32], factor: NDArray[np.float32], grid: _G
     size, count = grid.block_size, -(-columns // grid.block_size)
     scales, zeros = (np.empty((count, rows), np.float32) for _ in range(2))
     values = np.zeros((count * size, rows), np.uint8)
-    step = max(_COLUMNS, size)
-    for begin in range(0, columns, step):
-        end = min(begin + step, columns)
+    for begin in range(0, columns, _COLUMNS):
+        end = min(begin + _COLUMNS, columns)
         errors = np.empty((end - begin, rows), np.float32)
         for column in range(begin, end):
             block = column // size
             if column % size == 0:
-                laid = grid.lay(np.ascontiguousarray(left[column : min(column + size, end)].T))
+                # All of them are as corrected as this one: blocks are cut where runs are.
+                laid = grid.lay(np.ascontiguousarray(left[column : column + size].T))
                 scales[block], zeros[block] = laid.scales[:, 0], laid.zeros()[:, 0]
             scale = np.where(scales[block] == 0, 1, scales[block])  # a block of zeros has none
             value = np.clip(np.rint(left[column] / scale) + zeros[block], 0, (1 << grid.bits) - 1)

@@ -7,7 +7,7 @@ quantization.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,15 @@ def find_linears(model: Any) -> list[Linear]:
             remedy="Leave quantize out for this model.",
         )
     return linears
+
+
+def find_wide(linears: Sequence[Linear]) -> set[int]:
+    """Of all linear layers those with inputs wider than the model, by the ``id`` of their node.
+
+    As those of a feed-forward layer's output are.
+    """
+    width = next((linear.rows for linear in linears if linear.is_head), None)
+    return {id(linear.node) for linear in linears if width is not None and linear.rows > width}
 
 
 def find_embeddings(model: Any) -> list[Any]:

@@ -145,6 +145,8 @@ class QuantizeWeightOnly(Stage):
         fields = super().identity()
         unset = {name for name, value in _LATER.items() if fields[name] == value}
         kept = {name: value for name, value in fields.items() if name not in unset}
+        if self.forms != "one":
+            kept["prompts"] = "zero_points"  # of rows; before there were none
         # Before there was this, such a head was rounded.
         return {**kept, "fits_head": True} if self._fits_head else kept
 
@@ -223,9 +225,8 @@ class QuantizeWeightOnly(Stage):
                 )
 
         def replace_reached(reached: Reached) -> None:
-            quantize = Fitted(
-                reached.inputs, block_size=self.block_size, is_symmetric=self.symmetric
-            )
+            fitted = Fitted(reached.inputs)
+            quantize = fitted.in_blocks(self.block_size, is_symmetric=self.symmetric)
             for linear in reached.products:
                 report(0.9 * next(left) / len(found), "quantizing products")
                 replace(linear, quantize)

@@ -20,6 +20,7 @@ from benchmarks.peer_lineup import (
     GPTQ,
     GPTQ_HEAD4,
     INT4,
+    INT8_FITTED,
     INT8_GPTQ,
     NAMES,
     RECIPES,
@@ -175,16 +176,19 @@ def test_random_weights_are_laid_out_as_fitted_ones_are(
     tiny_llama_export: tuple[Path, GraphSpec], tmp_path: Path
 ) -> None:
     """Rounded instead, with every tensor as large: a step then costs the same."""
-    assert [name for name in NAMES if is_fitted(name)] == [GPTQ, GPTQ_HEAD4, ADAPTIVE, INT8_GPTQ]
-    layouts = []
-    for number, chain in enumerate((RECIPES[GPTQ_HEAD4], laid_out(RECIPES[GPTQ_HEAD4]))):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        run_stage(chain[0]["quantize"], *tiny_llama_export, folder)
-        graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
-        tensors = [(tuple(one.dims), one.data_type) for one in graph.initializer if one.dims]
-        layouts.append((sorted(tensors), [node.op_type for node in graph.node]))
-    assert layouts[0] == layouts[1]
+    fitted = [name for name in NAMES if is_fitted(name)]
+    assert fitted == [GPTQ, GPTQ_HEAD4, ADAPTIVE, INT8_GPTQ, INT8_FITTED]
+    assert [*laid_out(RECIPES[INT8_FITTED])[0]] == ["quantize"]
+    for name in (GPTQ_HEAD4, INT8_FITTED):
+        layouts = []
+        for number, chain in enumerate((RECIPES[name], laid_out(RECIPES[name]))):
+            folder = tmp_path / f"{name}-{number}"
+            folder.mkdir()
+            run_stage(chain[-1]["quantize"], *tiny_llama_export, folder)
+            graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+            tensors = [(tuple(one.dims), one.data_type) for one in graph.initializer if one.dims]
+            layouts.append((sorted(tensors), [node.op_type for node in graph.node]))
+        assert layouts[0] == layouts[1]
 
 
 def test_a_rung_that_no_row_is_as_good_as_is_told() -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from optimizers.block_quantization import quantize_blocks
 from optimizers.gptq import Fitted, quantize
+from optimizers.integer_graph import quantize_columns
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 Floats = NDArray[np.float32]
@@ -22,8 +23,8 @@ def _layer(outputs: int, inputs: int, tokens: int, seed: int) -> tuple[Floats, F
 
 
 def _fitted(weight: Floats, given: Floats, *, bits: int = 4, symmetric: bool = False) -> Floats:
-    fitted = Fitted(np.array_split(given, 3), block_size=16, is_symmetric=symmetric)
-    return fitted(weight, bits, whole=False).restore(weight.shape[1])
+    quantizer = Fitted(np.array_split(given, 3)).in_blocks(16, is_symmetric=symmetric)
+    return quantizer(weight, bits, whole=False).restore(weight.shape[1])
 
 
 def _rounded(weight: Floats, *, bits: int = 4, symmetric: bool = False) -> Floats:
@@ -37,13 +38,15 @@ def _error(before: Floats, after: Floats, given: Floats) -> float:
     return float(((given @ (after - before).T).astype(np.float64) ** 2).sum())
 
 
-def _slowly(row: NDArray[np.float64], hessian: NDArray[np.float64]) -> NDArray[np.float64]:
+def _slowly(
+    row: NDArray[np.float64], hessian: NDArray[np.float64], block_size: int
+) -> NDArray[np.float64]:
     """Round one weight after another; after each, solve anew for all that are still free."""
     given = np.zeros_like(row)  # the rounded ones
     free = row.copy()
     for column in range(row.size):
-        if column % 16 == 0:
-            block = free[column : column + 16]
+        if column % block_size == 0:
+            block = free[column : column + block_size]
             low, high = min(block.min(), 0.0), max(block.max(), 0.0)
             step = (high - low) / 15
             zero = round(-low / step)
@@ -56,13 +59,15 @@ def _slowly(row: NDArray[np.float64], hessian: NDArray[np.float64]) -> NDArray[n
     return given
 
 
-def test_errors_are_made_up_for_as_dense_solves_would() -> None:
-    """Over several blocks and more than 128 inputs, every weight is that of the slow way."""
-    weight, given = _layer(3, 150, 900, seed=0)
+@pytest.mark.parametrize("block_size", [16, 256])
+def test_errors_are_made_up_for_as_dense_solves_would(block_size: int) -> None:
+    """Over several blocks and more than 256 inputs, every weight is that of the slow way."""
+    weight, given = _layer(3, 280, 1700, seed=0)
     hessian = given.T.astype(np.float64) @ given
-    hessian += 0.01 * hessian.diagonal().mean() * np.eye(150)
-    expected = [_slowly(row.astype(np.float64), hessian) for row in weight]
-    found = _fitted(weight, given)
+    hessian += 0.01 * hessian.diagonal().mean() * np.eye(280)
+    expected = [_slowly(row.astype(np.float64), hessian, block_size) for row in weight]
+    quantizer = Fitted(np.array_split(given, 3)).in_blocks(block_size, is_symmetric=False)
+    found = quantizer(weight, 4, whole=False).restore(280)
     # One rounding that falls the other way changes all behind it; seldom, but not never.
     same = np.isclose(found, expected, rtol=1e-3, atol=1e-4).all(axis=1)
     assert same.sum() >= 2
@@ -106,7 +111,20 @@ def test_inputs_that_are_always_zero_are_rounded() -> None:
 def test_rows_do_not_depend_on_each_other_and_the_last_block_may_be_short() -> None:
     """Many rows are worked on a few at a time; 40 inputs fill two blocks and a half."""
     weight, given = _layer(9, 40, 200, seed=6)
-    factor = Fitted([given], block_size=16, is_symmetric=False)._factor
+    factor = Fitted([given])._factor
     whole = quantize(weight, factor, bits=4, block_size=16, is_symmetric=False)
     last = quantize(weight[-2:], factor, bits=4, block_size=16, is_symmetric=False)
     np.testing.assert_array_equal(whole.restore(40)[-2:], last.restore(40))
+
+
+def test_columns_with_one_scale_are_fitted_as_well() -> None:
+    """As signed bytes, across several runs of corrections; zeros stay zeros."""
+    weight, given = _layer(24, 300, 2000, seed=7)
+    weight[:, ::9] = 0
+    values, scales = Fitted(np.array_split(given, 2)).columns(np.ascontiguousarray(weight.T))
+    assert values.dtype == np.int8
+    assert (values.shape, scales.shape) == ((300, 24), (24,))
+    assert not np.any(values[weight.T == 0])
+    nearest, steps = quantize_columns(weight.T)
+    found = _error(weight, (values * scales).T, given)
+    assert found < 0.7 * _error(weight, (nearest * steps).T, given)
