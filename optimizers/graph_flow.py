@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from artifacts.manifest import GraphSpec
 from artifacts.runtime import Threads, open_runtime
+from optimizers.calibration import within
 from optimizers.errors import StageError
 from optimizers.linears import Linear, find_linears
 from optimizers.publish import MODEL, WEIGHTS
+from optimizers.stage import Report, Work
 from optimizers.text_inputs import Inputs, caches, inputs_of_runs
 
 
@@ -65,6 +67,15 @@ def visit_products(
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             flow.advance(products[0].node, Path(folder), Threads(count=threads))
         visit(Reached(products, flow.at(products[0].node.inputs[0])))
+
+
+def visit_calibration(
+    model: Any, work: Work, report: Report, visit: Callable[[Reached], None], *, scratch: Path
+) -> None:
+    """Visit all products with the calibration text of a stage's work flowing through them."""
+    spec = work.graph_spec()
+    text = within(work.calibration(report), spec.vocab_size)
+    visit_products(model, spec, text, visit, scratch=scratch, threads=work.threads)
 
 
 def _by_input(linears: Sequence[Linear]) -> list[tuple[Linear, ...]]:

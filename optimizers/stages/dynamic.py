@@ -94,9 +94,8 @@ class QuantizeDynamic(IntegerProducts):
 
     def _quantize(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
         from optimizers import linears
-        from optimizers.calibration import within
         from optimizers.gptq import Fitted
-        from optimizers.graph_flow import visit_products
+        from optimizers.graph_flow import visit_calibration
         from optimizers.integer_graph import IntegerGraph
 
         every = linears.find_linears(model)
@@ -121,14 +120,7 @@ class QuantizeDynamic(IntegerProducts):
                 replace(linear, fitted)
 
         if self.algorithm == "gptq":
-            visit_products(
-                model,
-                work.graph_spec(),
-                within(work.calibration(report), work.graph_spec().vocab_size),
-                replace_reached,
-                scratch=target,
-                threads=work.threads,
-            )
+            visit_calibration(model, work, report, replace_reached, scratch=target)
         else:
             for linear in every:
                 replace(linear)

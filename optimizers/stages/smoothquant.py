@@ -7,7 +7,8 @@ Beside norms, which the paper smooths, scales go behind attention's values and f
 Owns the formula. Knows nothing of where scales are folded in.
 
 Measured on the demo model (mean KL to the original in nats, 7,389 positions): static 0.0024 where
-it was 0.0042; dynamic 0.0006 where it was 0.0007; on a quarter of the calibration text, static with
+it was 0.0042; dynamic 0.00054 where it was 0.00055, with gptq
+0.00043 where it was 0.00046; on a quarter of the calibration text, static with
 range minmax 0.0037 where it was 0.0127, and 0.0025 with alpha 0.8. Weights become harder to round:
 4 bits in blocks of 32 0.0153, before 0.0140.
 """

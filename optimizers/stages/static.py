@@ -69,12 +69,9 @@ class QuantizeStatic(IntegerProducts):
         """Turn products into integer ones, in the order of computation, then the embeddings."""
         from optimizers import linears
         from optimizers.activation_ranges import choose_rounding
-        from optimizers.calibration import within
-        from optimizers.graph_flow import Reached, visit_products
+        from optimizers.graph_flow import Reached, visit_calibration
         from optimizers.static_graph import replace_products
 
-        spec = work.graph_spec()
-        windows = within(work.calibration(report), spec.vocab_size)
         model = linears.load(work.folder)
         tables = self.find_tables(model)
         count, done = len(linears.find_linears(model)), 0
@@ -88,6 +85,6 @@ class QuantizeStatic(IntegerProducts):
                 rounding = choose_rounding(reached.inputs, self.range, self.percentile)
                 replace_products(model, chosen, rounding)
 
-        visit_products(model, spec, windows, visit, scratch=target, threads=work.threads)
+        visit_calibration(model, work, report, visit, scratch=target)
         self.finish(model, tables, target, report)
         return Outcome()

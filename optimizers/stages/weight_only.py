@@ -196,9 +196,8 @@ class QuantizeWeightOnly(Stage):
 
     def _quantize(self, model: Any, work: Work, target: Path, report: Report) -> Outcome:
         from optimizers import linears
-        from optimizers.calibration import within
         from optimizers.gptq import Fitted
-        from optimizers.graph_flow import visit_products
+        from optimizers.graph_flow import visit_calibration
         from optimizers.joined_products import join_products
         from optimizers.prompt_graph import Other
         from optimizers.quantized_graph import QuantizedGraph
@@ -232,14 +231,7 @@ class QuantizeWeightOnly(Stage):
                 replace(linear, quantize)
 
         if self.algorithm == "gptq":
-            visit_products(
-                model,
-                work.graph_spec(),
-                within(work.calibration(report), work.graph_spec().vocab_size),
-                replace_reached,
-                scratch=target,
-                threads=work.threads,
-            )
+            visit_calibration(model, work, report, replace_reached, scratch=target)
         else:
             for linear in found:
                 replace(linear)
