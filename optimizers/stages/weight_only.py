@@ -147,6 +147,8 @@ class QuantizeWeightOnly(Stage):
         kept = {name: value for name, value in fields.items() if name not in unset}
         if self.forms != "one":
             kept["prompts"] = "zero_points"  # of rows; before there were none
+        if self.forms in {"adaptive", "auto"}:
+            kept["sweep"] = "beyond_cache"  # before, of one product that stayed in it
         # Before there was this, such a head was rounded.
         return {**kept, "fits_head": True} if self._fits_head else kept
 

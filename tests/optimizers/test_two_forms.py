@@ -235,10 +235,34 @@ def test_the_other_form_must_pay_from_there_to_the_end(
     expected: int | None,
 ) -> None:
     """A gain at few rows alone, which many rows lose again, does not count."""
-    monkeypatch.setattr(forms_sweep, "_seconds", lambda _sessions, rows, _inputs: seconds(rows))
+    monkeypatch.setattr(forms_sweep, "_seconds", lambda _sessions, rows, _widths: seconds(rows))
     found = linears.find_linears(linears.load(tiny_llama_export[0].parent))
     stage = QuantizeWeightOnly()
     assert rows_to_change(found, stage._rounding, 4, scratch=tmp_path, threads=1) == expected
+
+
+@pytest.mark.parametrize("most", [1, 128 << 20])
+def test_a_sweep_computes_enough_products_to_leave_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tiny_llama_export: Graph, tmp_path: Path, most: int
+) -> None:
+    """As many as hold that many weights, never the head, and the same ones in both forms."""
+    seen = []
+
+    def compute(sessions: Any, rows: int, widths: list[int]) -> list[float]:
+        given = {f"x{width}": np.ones((1, rows, width), np.float32) for width in widths}
+        seen.append([session.run(None, given)[0] for session in sessions])
+        return [1.0, 1.0]
+
+    monkeypatch.setattr(forms_sweep, "_seconds", compute)
+    monkeypatch.setattr(forms_sweep, "_WEIGHTS", most)
+    found = linears.find_linears(linears.load(tiny_llama_export[0].parent))
+    stage = QuantizeWeightOnly(block_size=16)
+    assert rows_to_change(found, stage._rounding, 8, scratch=tmp_path, threads=1) is None
+    products = [linear for linear in found if not linear.is_head][: 1 if most == 1 else None]
+    exact = np.array([linear.matrix()[:, 0].sum() for linear in products])
+    for given in seen[0]:
+        assert given.shape == (1, ROWS[-1], len(products))
+        np.testing.assert_allclose(given, np.broadcast_to(exact, given.shape), atol=0.05)
 
 
 def test_auto_keeps_one_form_where_the_other_does_not_pay(
