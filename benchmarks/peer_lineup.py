@@ -173,18 +173,22 @@ class Lineup:
         self._llama_client = llama_client
         self._names = [name for name in NAMES if name not in without]
 
-    def contenders(self, place: Place, max_length: int, *, fits: bool) -> list[Contender]:
+    def contenders(
+        self, place: Place, max_length: int, *, fits: bool, needed: Collection[str] = ()
+    ) -> list[Contender]:
         """All of them for one model.
 
         Args:
             place: Where they live, and of which model.
             max_length: Tokens of a prompt and its answer, at most.
             fits: Whether the model is a trained one, whose weights can be fitted to a text.
+            needed: Names to give though they are left out.
 
         Raises:
             ChildError: An environment cannot be set up.
         """
-        return [self._contender(name, place, max_length, fits=fits) for name in self._names]
+        names = [name for name in NAMES if name in self._names or name in needed]
+        return [self._contender(name, place, max_length, fits=fits) for name in names]
 
     def _contender(self, name: str, place: Place, max_length: int, *, fits: bool) -> Contender:
         if name in RECIPES:

@@ -125,8 +125,9 @@ class _Bench:
 
     def _quality(self, lineup: Lineup, work: Path, cleanup: ExitStack) -> dict[str, float]:
         place = self._place(work / "demo", MODEL, _DEMO_VOCABULARY)
-        roster = self._roster(lineup.contenders(place, _DEMO_LENGTH, fits=True), cleanup)
-        return divergences(roster, _REFERENCE, NAMES, work / "scores")
+        # Without it no row of ours could stand against any rung.
+        contenders = lineup.contenders(place, _DEMO_LENGTH, fits=True, needed=[_REFERENCE])
+        return divergences(self._roster(contenders, cleanup), _REFERENCE, NAMES, work / "scores")
 
     def _shape(
         self,
