@@ -22,14 +22,11 @@ from artifacts.store import Store
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc
 from server.comparison.server_process import ServerProcess
+from tests.slow_reading import NARROW
 
 BASELINE: dict[str, Any] = {"baseline": []}
 # In no store that the tests share: it must be built.
 FRESH: dict[str, Any] = {"fresh": [{"quantize": {"method": "weight_only", "bits": 8}}]}
-
-
-# A window of a few bytes: what the client does not read stays on the server.
-NARROW = (("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0))
 
 
 def demo(store: Path, variants: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -115,18 +112,19 @@ def test_sigterm_lets_a_slow_reader_have_the_whole_answer(
 
 
 def test_a_second_signal_cuts_streams_short(
-    demo_store: Path, launch: Any, write_config: Any, stub: Any
+    demo_store: Path, launch: Any, write_config: Any
 ) -> None:
     """An operator in a hurry is obeyed; the caller gets an error and not a silent end."""
     server = launch(write_config(**demo(demo_store, BASELINE)))
     server.wait_ready()
-    stream = stub(server).Generate(long_request(1000), timeout=120)
-    next(stream)
-    server.process.send_signal(signal.SIGINT)
-    server.wait_for(lambda: server.get("/healthz")[0] == 503 or None)
-    server.process.send_signal(signal.SIGTERM)
-    with pytest.raises(grpc.RpcError) as cut:
-        list(stream)
+    with grpc.insecure_channel(server.target, options=NARROW) as channel:
+        stream = inference_pb2_grpc.InferenceStub(channel).Generate(long_request(1000), timeout=120)
+        next(stream)
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for(lambda: server.get("/healthz")[0] == 503 or None)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as cut:
+            list(stream)
     assert cut.value.code() == grpc.StatusCode.UNAVAILABLE
     assert server.process.wait(30) == 0
 

@@ -15,6 +15,7 @@ from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
 from server.comparison.server_process import ServerProcess
 from tests.server.rpc.infer_requests import infer
+from tests.slow_reading import NARROW
 
 LONG = {"max_tokens": 800, "ignore_eos": True}
 
@@ -65,16 +66,20 @@ def test_a_draining_server_is_not_ready(server: ServerProcess, channel: grpc.Cha
     """It ends what it has, and says to everybody else that it takes no more."""
     stub: Any = oip_grpc.GRPCInferenceServiceStub(channel)
     assert ready(stub, "routed", "baseline") == [True, True, True]
-    stream = stub.ModelStreamInfer(iter([infer(flags={"stream": True}, sampling=LONG)]))
-    first = next(stream)
-    assert not first.error_message
-    server.process.send_signal(signal.SIGTERM)
-    server.wait_for(lambda: server.get("/healthz")[0] == 503 or None, 10)
-    assert ready(stub, "routed", "baseline") == [False, False, False]
-    with pytest.raises(grpc.RpcError) as caught:
-        stub.ModelInfer(infer())
-    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    last = list(stream)[-1]
+    # The server listens until its last answer is read, so it is read after the questions.
+    with grpc.insecure_channel(server.target, options=NARROW) as narrow:
+        stream = oip_grpc.GRPCInferenceServiceStub(narrow).ModelStreamInfer(
+            iter([infer(flags={"stream": True}, sampling=LONG)])
+        )
+        first = next(stream)
+        assert not first.error_message
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(lambda: server.get("/healthz")[0] == 503 or None, 10)
+        assert ready(stub, "routed", "baseline") == [False, False, False]
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(infer())
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        last = list(stream)[-1]
     assert last.error_message == ""
     assert last.infer_response.parameters["triton_final_response"].bool_param
     assert server.process.wait(60) == 0

@@ -11,11 +11,10 @@ import grpc
 
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc
+from tests.slow_reading import NARROW
 from tests.survival.conftest import Survivor
 
 READERS = 12  # of 20 places
-# A window of a few bytes: what the client does not read stays on the server.
-NARROW = (("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0))
 LONG = pb.GenerateRequest(
     text="def",
     variant="baseline",
