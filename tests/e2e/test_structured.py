@@ -58,7 +58,9 @@ def server(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("structured")
     config = folder / "config.yaml"
     content = {"model": "demo", "variants": {"baseline": []}, "store": str(demo_store)}
-    content["engine"] = {"slots": 8, "max_waiting": 128, "max_length": 256}
+    # A hundred at a time may wait for long where tests share a slow machine.
+    engine = {"slots": 8, "max_waiting": 128, "max_length": 256, "max_queue_seconds": 240}
+    content["engine"] = engine
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
     with ServerProcess(config, stderr=folder / "log") as server:
         server.wait_ready()
