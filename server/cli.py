@@ -11,6 +11,7 @@ from server.commands.bench import bench
 from server.commands.build import build
 from server.commands.compare import compare
 from server.commands.generate import generate
+from server.commands.health import health
 from server.commands.prune_store import prune_store
 from server.commands.search import search
 from server.commands.serve import serve
@@ -35,6 +36,7 @@ def application() -> typer.Typer:
     app.command()(bench)
     app.command()(generate)
     app.command()(variants)
+    app.command()(health)
     app.add_typer(traffic_commands(), name="traffic")
     app.command("prune-store")(prune_store)
     return app

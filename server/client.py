@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2 as health
+from grpc_health.v1 import health_pb2_grpc as health_grpc
 
 from protos import admin_pb2 as admin
 from protos import admin_pb2_grpc as admin_grpc
@@ -54,6 +56,7 @@ class Client:
     def __init__(self, channel: grpc.Channel, metadata: Metadata = ()) -> None:
         self._stub: Any = pb_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
         self._admin: Any = admin_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
+        self._health: Any = health_grpc.HealthStub(channel)
         self._metadata = metadata
 
     def generate(
@@ -82,6 +85,17 @@ class Client:
                 pb.ListVariantsRequest(), timeout=CONNECT_TIMEOUT_S, metadata=self._metadata
             )
         return list(response.variants)
+
+    def serves(self, variant: str = "") -> bool:
+        """Whether a variant, or the server (``""``), serves, by ``grpc.health.v1``.
+
+        Raises:
+            RefusedError: The server says no, or has no such variant.
+        """
+        request = health.HealthCheckRequest(service=variant)
+        with _refusals():
+            found = self._health.Check(request, timeout=CONNECT_TIMEOUT_S, metadata=self._metadata)
+        return bool(found.status == health.HealthCheckResponse.SERVING)
 
     def load(self, request: admin.LoadVariantRequest) -> Iterator[pb.Variant]:
         """Load a variant; its state as it changes. Leaving the iterator does not stop the load.
