@@ -32,6 +32,12 @@ class CorruptArtifactError(ArtifactError):
     code = "corrupt_artifact"
 
 
+class FormatError(CorruptArtifactError):
+    """An artifact is of another version's format: sound, and not to be read by this version."""
+
+    code = "artifact_format"
+
+
 class StoreError(ArtifactError):
     """The store cannot be read or written (full disk, permissions, not a store)."""
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 FORMAT: Literal[1] = 1
+"""Of manifests. Fields with defaults may come without a new one; whoever renames or removes one, or
+changes what one means, raises it."""
 
 
 class Frozen(BaseModel):

@@ -72,7 +72,8 @@ class BuildRequest(Frozen):
     """Build one variant into the store.
 
     Without ``measure`` the artifact is published at once, and ``judge`` is to give it its figures;
-    a chain that ``streams`` is then built without anything in between.
+    a chain that ``streams`` is then built without anything in between. What an object store, the
+    ``remote``, has already is fetched from there; with ``publish`` the artifact ends up there.
     """
 
     model: str
@@ -83,6 +84,8 @@ class BuildRequest(Frozen):
     chain: tuple[dict[str, dict[str, Any]], ...]
     recipe: str
     store: str
+    remote: str | None = None
+    publish: bool = False
     offline: bool = False
     threads: int | None = None
     optimum_python: str | None = None

@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from artifacts.digest import is_sha256, sha256_file, sync_file, sync_folder, write_atomically
-from artifacts.errors import CorruptArtifactError
+from artifacts.errors import CorruptArtifactError, FormatError
 from artifacts.external_data import external_locations
 from artifacts.layout import Layout, reading, storing
-from artifacts.manifest import FileEntry, Manifest, Quality
+from artifacts.manifest import FORMAT, FileEntry, Manifest, Quality
 
 REBUILD = "Delete the manifest or run the build again; it is then made anew."
 
@@ -89,16 +89,12 @@ class Store:
         path = self.layout.manifests / f"{artifact}.json"
         with reading(self.root):
             try:
-                manifest = Manifest.model_validate_json(path.read_bytes())
+                content = path.read_bytes()
             except FileNotFoundError as error:
                 raise CorruptArtifactError(
                     f"The store {self.root} has no artifact {artifact[:12]}.", remedy=REBUILD
                 ) from error
-            except ValidationError as error:
-                raise CorruptArtifactError(
-                    f"The manifest {path} cannot be read: {error.errors()[0]['msg']}.",
-                    remedy=REBUILD,
-                ) from error
+        manifest = parse_manifest(content, str(path), REBUILD)
         if manifest.digest != artifact:
             raise CorruptArtifactError(
                 f"The manifest {path} describes artifact {manifest.digest[:12]}.", remedy=REBUILD
@@ -134,6 +130,12 @@ class Store:
             self._remember(record, seen)
         return stored
 
+    def has_blob(self, digest: str) -> bool:
+        """Whether the content of that hash is here, and is whole."""
+        path = self.layout.blobs / digest
+        with reading(self.root):
+            return path.is_file() and not path.is_symlink() and sha256_file(path) == digest
+
     def add_blob(self, path: Path, *, is_spare: bool = False) -> tuple[str, int]:
         """Keep a copy of a file's content.
 
@@ -148,7 +150,7 @@ class Store:
         size = path.stat().st_size
         target = self.layout.blobs / digest
         with storing(self.root):
-            if target.is_file() and not target.is_symlink() and sha256_file(target) == digest:
+            if self.has_blob(digest):
                 return digest, size
             draft = path if is_spare else self.layout.tmp / f"{digest}.{secrets.token_hex(8)}"
             try:
@@ -181,11 +183,15 @@ class Store:
             if not path.is_file():  # the same content from another recipe keeps its first lineage
                 content = manifest.model_dump_json(indent=1).encode()
                 write_atomically(path, content, scratch=self.layout.tmp, mode=0o444)
-            pointer = json.dumps({"artifact": artifact}).encode()
-            write_atomically(
-                self.layout.recipes / f"{manifest.recipe}.json", pointer, scratch=self.layout.tmp
-            )
+        self.point(manifest.recipe, artifact)
         return artifact
+
+    def point(self, recipe: str, artifact: str) -> None:
+        """Say what a recipe was built into."""
+        pointer = json.dumps({"artifact": artifact}).encode()
+        with storing(self.root):
+            path = self.layout.recipes / f"{recipe}.json"
+            write_atomically(path, pointer, scratch=self.layout.tmp)
 
     def complete(self, artifact: str, quality: Quality) -> None:
         """Add the figures of an artifact that was published unmeasured; its digest has no part.
@@ -251,6 +257,40 @@ class Store:
         with contextlib.suppress(OSError):
             record.parent.mkdir(exist_ok=True)
             write_atomically(record, json.dumps(seen).encode(), scratch=self.layout.tmp)
+
+
+def parse_manifest(content: bytes, place: str, remedy: str) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        content: The JSON.
+        place: What to call it in errors.
+        remedy: What to do about one that is damaged.
+
+    Raises:
+        FormatError: It is of another version's format.
+        CorruptArtifactError: It is none.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        if (found := _format_of(content)) != FORMAT:
+            raise FormatError(
+                f"The artifact of {place} is of format {found}, and this version reads {FORMAT}.",
+                remedy="Build it again with this version: `inference-unlimited build CONFIG`.",
+            ) from error
+        raise CorruptArtifactError(
+            f"The manifest {place} cannot be read: {error.errors()[0]['msg']}.", remedy=remedy
+        ) from error
+
+
+def _format_of(content: bytes) -> int:
+    """What a manifest says that it is; this version's where it says nothing that can be read."""
+    try:
+        found = json.loads(content)["format"]
+    except (ValueError, KeyError, TypeError):
+        return FORMAT
+    return found if isinstance(found, int) else FORMAT
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from artifacts.errors import BugError, CorruptArtifactError
 from artifacts.locks import building, exclusive
 from artifacts.manifest import ExportRecord, GraphSpec, Manifest, Quality, StageRecord
 from artifacts.protocol import BuildRequest, Built
+from artifacts.remote import Remote, RemoteError
 from artifacts.store import Store
 from optimizers import sources
 from optimizers.answer import answer
 from optimizers.calibration import Calibration, digest_of, text_of
 from optimizers.compression import compressed_bytes
 from optimizers.distillation.texts import TrainingText
+from optimizers.equipment import check_equipment, is_equipped
 from optimizers.errors import RecipeChangedError, RequestError
 from optimizers.events import Events
 from optimizers.generation_config import generation_defaults
@@ -63,6 +65,7 @@ class Build:
     def __init__(self, request: BuildRequest, events: Events) -> None:
         self._request = request
         self._store = Store(Path(request.store).expanduser())
+        self._remote = _remote_of(request)
         self._results = Results(self._store.layout)
         self._stages = self._parse()
         self._steps = Steps(self._results, events, self._names())
@@ -79,12 +82,18 @@ class Build:
             OptimizerError: The chain cannot be built.
             ArtifactError: The store cannot be used.
         """
-        self._store.layout.create()
         recipe = self._request.recipe
+        if self._remote is None and self._store.find(recipe) is None:
+            self._check_equipment()  # first: nothing need be writable where nothing can be built
+        self._store.layout.create()
         with building(self._store.layout), exclusive(self._store.layout, f"recipe-{recipe}"):
-            if (artifact := self._find(recipe)) is not None:
-                return artifact
-            return self._build()
+            artifact = self._find(recipe) or self._pull(recipe) or self._build()
+            if self._request.publish and self._remote is not None:
+                self._remote.push(recipe, artifact, self._store)
+            return artifact
+
+    def _check_equipment(self) -> None:
+        check_equipment(f"Variant {self._request.variant!r} is not in the store")
 
     def _parse(self) -> tuple[Stage, ...]:
         path = f"variants.{self._request.variant}.chain"
@@ -111,7 +120,25 @@ class Build:
             return None
         return artifact
 
+    def _pull(self, recipe: str) -> str | None:
+        """The artifact from the object store; None where it is not there, or nobody answers."""
+        if self._remote is None:
+            return None
+        report = self._steps.begin(reused=False)
+        artifact: str | None = None
+        try:
+            artifact = self._remote.pull(recipe, self._store, report)
+        except (RemoteError, CorruptArtifactError) as error:
+            # Whoever is to serve can do without; whoever is to publish is told at once.
+            if self._request.publish or not is_equipped():
+                raise
+            sys.stderr.write(f"not fetched, building: {error}\n")
+        if artifact is None:
+            self._steps.again()
+        return artifact
+
     def _build(self) -> str:
+        self._check_equipment()
         original = self._fetch_original()
         if (artifact := self._stream(original)) is not None:
             return artifact
@@ -320,6 +347,15 @@ class Build:
                 audit=audit(graph.folder, graph.spec),
             )
         )
+
+
+def _remote_of(request: BuildRequest) -> Remote | None:
+    """The object store to ask, if one is to be asked.
+
+    Raises:
+        RemoteError: Its address is none, or what speaks to it is not installed.
+    """
+    return None if request.remote is None or request.offline else Remote(request.remote)
 
 
 def _no_text(report: Report) -> NoReturn:

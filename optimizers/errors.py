@@ -47,6 +47,12 @@ class RecipeChangedError(OptimizerError):
     code = "recipe_changed"
 
 
+class NotEquippedError(OptimizerError):
+    """What the work needs is not installed here."""
+
+    code = "not_equipped"
+
+
 class RequestError(OptimizerError):
     """The request on standard input cannot be read."""
 

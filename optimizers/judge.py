@@ -14,6 +14,7 @@ from artifacts.protocol import Judged, JudgeRequest, StageBegun
 from artifacts.store import Store
 from optimizers import sources
 from optimizers.answer import answer
+from optimizers.equipment import check_equipment
 from optimizers.errors import RecipeChangedError
 from optimizers.events import Events
 from optimizers.publish import MODEL
@@ -41,6 +42,7 @@ def judge(request: JudgeRequest, events: Events) -> Quality:
     def report(fraction: float, message: str) -> None:
         events.progress(_STEP, fraction, message)
 
+    check_equipment(f"Artifact {request.artifact[:12]} has no figures for this class of processor")
     store = Store(Path(request.store).expanduser())
     with building(store.layout):
         events.send(StageBegun(stage=_STEP, index=0, count=1))

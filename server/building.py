@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 async def build_variants(planned: Planned, optimizer: Optimizer) -> Variants:
     """Bring every variant's artifact into the store; progress is drawn on a terminal.
 
+    With an object store, each is in that as well when it is ready.
+
     Returns:
         The variants: ready, or failed with the reason.
     """
     config = planned.config
+    if config.remote is not None:
+        planned = planned.unsettled()  # what is here may be missing there
     variants = Variants(tuple(config.variants), config.traffic)
     threads = machine.usable_cores()
     with ProgressBars() as bars:
@@ -34,7 +38,9 @@ async def build_variants(planned: Planned, optimizer: Optimizer) -> Variants:
         await Lifecycle(
             variants=variants,
             planned=planned.response.variants,
-            request=lambda name, spec: planned.build_request(name, spec, threads=threads),
+            request=lambda name, spec: planned.build_request(
+                name, spec, threads=threads, publish=True
+            ),
             optimizer=optimizer,
             store=Store(planned.store),
             load=None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,18 @@ class Planned:
         found = {name: budget_of(self.config, name) for name in self.config.variants}
         return {name: budget for name, budget in found.items() if budget is not None}
 
-    def build_request(self, variant: str, planned: PlannedVariant, *, threads: int) -> BuildRequest:
-        """What the optimizer is asked to build."""
+    def unsettled(self) -> Planned:
+        """The same, with nothing taken as found: the optimizer is asked for every artifact."""
+        variants = {
+            name: planned.model_copy(update={"artifact": None})
+            for name, planned in self.response.variants.items()
+        }
+        return replace(self, response=self.response.model_copy(update={"variants": variants}))
+
+    def build_request(
+        self, variant: str, planned: PlannedVariant, *, threads: int, publish: bool = False
+    ) -> BuildRequest:
+        """What the optimizer is asked to build, and whether to publish it to the object store."""
         config = self.config
         return BuildRequest(
             model=config.model,
@@ -59,6 +69,8 @@ class Planned:
             chain=planned.chain,
             recipe=planned.recipe,
             store=str(self.store),
+            remote=config.remote,
+            publish=publish and config.remote is not None,
             offline=config.offline,
             threads=config.optimizer.threads or threads,
             optimum_python=config.optimizer.optimum_python,

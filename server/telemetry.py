@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -25,6 +26,9 @@ from server.request_context import current
 from server.shadow_scores import Shadowed
 
 _log = structlog.get_logger(__name__)
+
+METRICS = "1"
+"""The form of the metrics: raised when a family or label is renamed, removed or means another."""
 
 _LABELS = ("model", "variant")
 _SHORTEST_S, _LONGEST_S, _STEPS = 0.001, 120.0, 40
@@ -105,6 +109,12 @@ class _Families:
             "inference_kv_cache_usage_ratio", "Reserved tokens over the cache's budget."
         )
         self.batch_rows = gauge("inference_batch_rows", "Sequences in the latest step.")
+        self.server_info = Gauge(
+            "inference_server_info",
+            "Always 1; says which version serves, and of which form its metrics are.",
+            ("model", "version", "metrics"),
+            registry=registry,
+        )
         # For routers, which read one value per server.
         self.server_running = Gauge(
             "inference_server_running_requests",
@@ -233,6 +243,7 @@ class Telemetry(RequestObserver, EngineObserver):
         # As for variants: a series that begins at 0 makes its first increase visible to rate().
         self._families.requests.labels(model, "", Status.NOT_FOUND.value)
         self._described: dict[str, tuple[str, ...]] = {}  # variant -> labels of what serves
+        self._families.server_info.labels(model, version("inference-unlimited"), METRICS).set(1)
         self._show_server(self._families.server_running, lambda load: load.running_requests, sum)
         self._show_server(self._families.server_waiting, lambda load: load.waiting_requests, sum)
         self._show_server(self._families.server_kv_usage, _kv_usage, max)

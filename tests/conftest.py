@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -73,6 +73,35 @@ def tiny_llama_int8_cache(
     outcome = run_stage({"method": "kv_cache"}, *tiny_llama_export, folder)
     assert outcome.graph is not None
     return folder / "model.onnx", outcome.graph
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """Give the address of an S3 server on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Give the files of an empty bucket, ``artifacts``; the environment says where and who."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem(use_listings_cache=False)
+    files.mkdir("artifacts")
+    yield files
+    files.rm("artifacts", recursive=True)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 DEMO_CONFIG = Path(__file__).parents[1] / "demo" / "config.yaml"

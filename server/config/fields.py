@@ -508,9 +508,23 @@ class TelemetrySection(Section):
     )
 
 
+def _known_version(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+        raise ValueError(
+            f"version {value} is of a later program, and this one reads version 1; install what "
+            "the file was written for"
+        )
+    return value
+
+
 class Config(Section):
     """Everything that can be configured."""
 
+    version: Annotated[Literal[1], BeforeValidator(_known_version)] = Field(
+        default=1,
+        description="Of the form of this file. It is raised when a key is renamed or removed, or "
+        "means something else; CHANGELOG says how a file is brought up to date.",
+    )
     model: str = Field(
         min_length=1,
         max_length=4096,
@@ -576,6 +590,14 @@ class Config(Section):
     store: FilePath = Field(
         default="~/.cache/inference-unlimited",
         description="Folder of the artifact store.",
+    )
+    remote: str | None = Field(
+        default=None,
+        max_length=1024,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.=-]+)*/?$",
+        description="Object store of artifacts, as `s3://BUCKET/PREFIX`: what `store` lacks is "
+        "fetched from it, and `inference-unlimited build` publishes to it (docs/object-stores.md). "
+        "Unset: none.",
     )
     offline: bool = Field(
         default=False, description="Never reach for the network; use the hub's local cache."

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from artifacts.digest import sha256_file
-from artifacts.errors import CorruptArtifactError, StoreError
+from artifacts.errors import CorruptArtifactError, FormatError, StoreError
 from artifacts.layout import Layout, default_root
 from artifacts.locks import building, exclusive
 from artifacts.manifest import (
@@ -399,3 +399,17 @@ def test_pruning_leaves_a_running_build_alone(store: Store, tmp_path: Path) -> N
     ):
         prune(store, older_than_s=0, dry_run=False)
     assert (store.layout.tmp / "draft").exists()
+
+
+def test_an_artifact_of_another_format_is_refused_with_the_command(
+    store: Store, tmp_path: Path
+) -> None:
+    """It is sound, and whoever wrote it may still serve it."""
+    published = _publish(store, tmp_path)
+    path = store.layout.manifests / f"{published}.json"
+    content = json.loads(path.read_bytes())
+    path.chmod(0o644)
+    path.write_text(json.dumps({**content, "format": 2, "later": []}))
+    with pytest.raises(FormatError, match="is of format 2, and this version reads 1") as caught:
+        store.open(published)
+    assert "`inference-unlimited build CONFIG`" in caught.value.remedy

@@ -41,6 +41,7 @@ FAMILIES = {
     "inference_waiting_requests": "gauge",
     "inference_kv_cache_usage_ratio": "gauge",
     "inference_batch_rows": "gauge",
+    "inference_server_info": "gauge",
     "inference_server_running_requests": "gauge",
     "inference_server_waiting_requests": "gauge",
     "inference_server_kv_cache_usage_ratio": "gauge",

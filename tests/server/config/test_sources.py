@@ -180,3 +180,11 @@ def test_the_demo_config_is_valid() -> None:
     assert list(config.variants) == ["baseline", "int8", "int4"]
     assert config.evaluation is not None
     assert Path(config.evaluation.text).is_file()
+
+
+def test_a_config_of_a_later_form_is_refused(tmp_path: Path) -> None:
+    """With what it needs; one that says nothing is of the first form."""
+    assert read(tmp_path, GOOD).version == read(tmp_path, f"version: 1\n{GOOD}").version == 1
+    told = errors_of(tmp_path, f"version: 2\n{GOOD}")
+    assert list(told) == ["version"]
+    assert "version 2 is of a later program, and this one reads version 1" in told["version"]
