@@ -9,6 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX_URL ?=
 ARGS ?=
 QUICK ?=
+BASE ?=
 DOCKER ?= docker
 COVERAGE_FLOOR := 93
 # A file's tests share what is slow to make; threads of two workers would only wait for each other.
@@ -21,6 +22,11 @@ STAMP := $(VENV)/.installed
 OPTIMUM_VENV := .venv-optimum
 TRITON_VENV := .venv-triton
 TRITON_STAMP := $(TRITON_VENV)/.stamp
+RAY_VENV := .venv-ray
+RAY_STAMP := $(RAY_VENV)/.stamp
+VALIDATORS_VENV := .venv-validators
+VALIDATORS_STAMP := $(VALIDATORS_VENV)/.stamp
+BUILDAH := build/debian/buildah
 NODE_MODULES := tests/system/javascript/node_modules
 NODE_STAMP := $(NODE_MODULES)/.stamp
 PROMETHEUS := build/debian/usr/bin/prometheus
@@ -29,8 +35,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup serve test check fmt lint test-slow test-system test-optimum bench bench-methods bench-peers \
-	bench-overload protos demo-model constraints config-reference image clean
+.PHONY: help setup serve test check fmt lint test-slow test-system test-optimum deploy-test image-test ray-test wheel sbom bench bench-methods bench-peers \
+	bench-overload bench-ray protos demo-model constraints config-reference image clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -103,6 +109,45 @@ $(CHROMIUM):
 		$$install || { $$root apt-get update && $$install; }; }
 	@touch $@
 
+deploy-test: $(STAMP) $(VALIDATORS_STAMP) ## Judge the files of deploy/ by the schemas of those who read them.
+	VALIDATORS=$(abspath $(VALIDATORS_VENV))/bin $(BIN)/python -m pytest tests/deploy -m deploy
+
+$(VALIDATORS_STAMP): tests/deploy/requirements.txt
+	test -x $(VALIDATORS_VENV)/bin/python || $(PYTHON) -m venv $(VALIDATORS_VENV)
+	$(VALIDATORS_VENV)/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+# Ray listens on all interfaces whatever it is told: cluster and client have a network of their own.
+ray-test: $(STAMP) $(RAY_STAMP) ## Test the API through Ray Serve on a cluster of two nodes; needs root.
+	INFERENCE_UNLIMITED_STORE=$(abspath build/ray/store) $(BIN)/inference-unlimited build demo/config.yaml
+	RAY_TEST_STORE=$(abspath build/ray/store) unshare --net \
+		sh -c 'ip link set lo up && exec $(RAY_VENV)/bin/python -m pytest -W ignore::DeprecationWarning tests/ray -m ray'
+
+bench-ray: $(STAMP) $(RAY_STAMP) ## Measure what Ray Serve costs per token; needs root.
+	INFERENCE_UNLIMITED_STORE=$(abspath build/ray/store) $(BIN)/inference-unlimited build demo/config.yaml
+	unshare --net sh -c \
+		'ip link set lo up && exec $(RAY_VENV)/bin/python -m benchmarks.ray_cost --store $(abspath build/ray/store) $(ARGS)'
+
+$(RAY_STAMP): tests/ray/requirements.txt constraints.txt
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet -r $< -e '.[planning]' \
+		pytest pytest-timeout pytest-asyncio psutil
+	@touch $@
+
+# BASE names a base image where a registry can be reached; without one a Debian is made.
+image-test: $(STAMP) $(BUILDAH) ## Build both images without an engine, and serve from them; needs root.
+	$(BIN)/python -m pip download --quiet --no-deps --dest deploy/wheels $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
+	$(BIN)/python -m benchmarks.image --build-only $(if $(BASE),--base $(BASE))
+	$(BIN)/python -m pytest tests/deploy -m image
+
+# Installed: it stands on a dozen packages. Nothing is started.
+$(BUILDAH):
+	mkdir -p $(@D)
+	command -v buildah && command -v debootstrap || { \
+		install="apt-get install --yes --no-install-recommends buildah debootstrap"; \
+		$$install || { apt-get update && $$install; }; }
+	@touch $@
+
 test-optimum: $(STAMP) ## Prove the Optimum exporter with real optimum-onnx in its own environment.
 	test -x $(OPTIMUM_VENV)/bin/python || $(PYTHON) -m venv $(OPTIMUM_VENV)
 	$(OPTIMUM_VENV)/bin/python -m pip install --quiet --no-deps $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
@@ -138,9 +183,22 @@ config-reference: $(STAMP) ## Write docs/configuration.md and docs/limits.md fro
 	$(BIN)/python -m server.config.reference > docs/configuration.md
 	$(BIN)/python -m server.limits_page > docs/limits.md
 
+wheel: $(STAMP) ## Build the wheel into dist/.
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# Of an environment that holds what the image `full` does, and nothing that is for development.
+sbom: wheel $(VALIDATORS_STAMP) ## Write the bill of materials (CycloneDX) to dist/.
+	rm -rf build/sbom
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/python -m pip install --quiet --no-deps $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
+	build/sbom/bin/python -m pip install --quiet -c constraints.txt \
+		"$$(ls dist/inference_unlimited-*.whl)[optimizer,planning,remote,search,tracing]"
+	$(VALIDATORS_VENV)/bin/cyclonedx-py environment --output-reproducible \
+		--outfile dist/inference-unlimited.cdx.json build/sbom/bin/python
+
 image: ## Build the container image.
 	$(DOCKER) build --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) -t inference-unlimited .
 
 clean: ## Remove environments, caches and results of builds; the artifact store stays.
-	rm -rf $(VENV) $(OPTIMUM_VENV) $(TRITON_VENV) $(NODE_MODULES) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) $(OPTIMUM_VENV) $(TRITON_VENV) $(VALIDATORS_VENV) $(RAY_VENV) $(NODE_MODULES) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 		.hypothesis .coverage* .import_linter_cache

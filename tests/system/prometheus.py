@@ -28,11 +28,22 @@ PROMPT = "def fibonacci(n):"
 @contextlib.contextmanager
 def scraping(server: ServerProcess, folder: Path) -> Iterator[str]:
     """The address of a Prometheus that scrapes the server, exemplars included."""
-    host = urllib.parse.urlparse(server.metrics_url).netloc
-    job = {"job_name": "inference-unlimited", "static_configs": [{"targets": [host]}]}
+    job = {"job_name": "inference-unlimited", "static_configs": [{"targets": [host_of(server)]}]}
     config = folder / "prometheus.yml"
     interval = {"scrape_interval": f"{SCRAPE_S}s"}
     config.write_text(json.dumps({"global": interval, "scrape_configs": [job]}))
+    with running(config, folder) as url:
+        yield url
+
+
+def host_of(server: ServerProcess) -> str:
+    """Where its metrics are, as Prometheus writes targets."""
+    return urllib.parse.urlparse(server.metrics_url).netloc
+
+
+@contextlib.contextmanager
+def running(config: Path, folder: Path, targets: int = 1) -> Iterator[str]:
+    """The address of a Prometheus with a config, once it has scraped so many targets."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (folder / "log").open("wb") as log:
@@ -48,17 +59,17 @@ def scraping(server: ServerProcess, folder: Path) -> Iterator[str]:
             stderr=log,
         )
     try:
-        _wait_until_scraping(f"http://{address}", process)
+        _wait_until_scraping(f"http://{address}", process, targets)
         yield f"http://{address}"
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _wait_until_scraping(url: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_scraping(url: str, process: subprocess.Popen[bytes], targets: int) -> None:
     def is_up() -> bool:
         try:
-            return [sample["value"][1] for sample in ask(url, "up")] == ["1"]
+            return [sample["value"][1] for sample in ask(url, "up")] == ["1"] * targets
         except urllib.error.URLError:
             assert process.poll() is None
             return False

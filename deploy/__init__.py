@@ -1,0 +1,1 @@
+"""Files and code that run the server elsewhere."""

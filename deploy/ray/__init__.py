@@ -1,0 +1,1 @@
+"""The gRPC API over many machines by Ray Serve; see docs/ray.md."""
