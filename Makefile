@@ -130,8 +130,8 @@ bench-ray: $(STAMP) $(RAY_STAMP) ## Measure what Ray Serve costs per token; need
 
 $(RAY_STAMP): tests/ray/requirements.txt constraints.txt
 	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
-	$(RAY_VENV)/bin/python -m pip install --quiet -r $< -e '.[planning]' \
-		pytest pytest-timeout pytest-asyncio psutil
+	$(RAY_VENV)/bin/python -m pip install --quiet -c constraints.txt -r $< -e '.[planning]' \
+		pytest pytest-timeout pytest-asyncio psutil filelock
 	@touch $@
 
 # BASE names a base image where a registry can be reached; without one a Debian is made.

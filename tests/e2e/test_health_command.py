@@ -39,9 +39,7 @@ def test_a_variant_that_was_unloaded_does_not_serve(changing: Changing) -> None:
         assert result.exit_code == ExitCode.FAILURE
         assert "not serving" in result.output
     finally:
-        chain = '[{"quantize": {"method": "dynamic"}}]'
-        request = admin_pb2.LoadVariantRequest(variant="int8", chain_json=chain)
-        list(changing.admin.LoadVariant(request, timeout=120))
+        list(changing.admin.LoadVariant(admin_pb2.LoadVariantRequest(name="int8"), timeout=120))
 
 
 def test_nobody_there_is_another_exit_code() -> None:
