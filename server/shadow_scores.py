@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from server.engine.messages import Recorded, Token
 
 # Masses are added up from single precision: a smaller remainder is rounding, and one of the
-# candidate's that is taken for less than it is would break the bound.
+# candidate's that is taken for less than it is would break the bound, so it is given as much more.
 _LEAST = 1e-6
 # What a candidate excludes outright would make sums infinite for ever; a bound stays one when it
 # is given a little.
@@ -90,6 +90,7 @@ def kl_lower_bound(
     log_p, log_q = (np.maximum(one.astype(np.float64), _LOWEST) for one in (serving, candidate))
     p, q = np.exp(log_p), np.exp(log_q)
     known = (p * (log_p - log_q)).sum(axis=1)
-    rest_p, rest_q = (np.maximum(1.0 - mass.sum(axis=1), _LEAST) for mass in (p, q))
+    rest_p = np.maximum(1.0 - p.sum(axis=1), _LEAST)
+    rest_q = np.maximum(1.0 - q.sum(axis=1), 0.0) + _LEAST
     divergence: NDArray[np.float64] = known + rest_p * np.log(rest_p / rest_q)
     return np.maximum(divergence, 0.0)

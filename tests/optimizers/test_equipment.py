@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
-from artifacts.protocol import BuildFailed, Built
+from artifacts.protocol import BuildFailed, Built, PlannedVariant
 from tests.optimizers.conftest import ENVIRONMENT, ROOT, Child
 
-if TYPE_CHECKING:
-    from tests.optimizers.conftest import BuiltVariants
-
+VARIANTS: dict[str, Any] = {
+    "baseline": [],
+    "int4": [{"quantize": {"method": "weight_only", "bits": 4}}],
+}
 # Of the extra `optimizer`; no installation for serving has them.
 HEAVY = (
     "accelerate",
@@ -38,22 +39,29 @@ def lean(tmp_path: Path) -> Child:
     return Child(tmp_path / "store", environment=environment)
 
 
-def test_plans_are_the_same_without_the_heavy_libraries(lean: Child, built: BuiltVariants) -> None:
-    """Its recipes find what was built elsewhere."""
-    chains = {name: list(planned.chain) for name, planned in built.plan.variants.items()}
-    plan = lean.plan(built.model, chains)
+@pytest.fixture
+def planned(demo_store: Path) -> dict[str, PlannedVariant]:
+    """The demo's variants, as whoever built them had them planned."""
+    plan = Child(demo_store).plan("demo", VARIANTS)
     assert not plan.errors
-    recipes = {name: planned.recipe for name, planned in plan.variants.items()}
-    assert recipes == {name: planned.recipe for name, planned in built.plan.variants.items()}
+    return plan.variants
+
+
+def test_plans_are_the_same_without_the_heavy_libraries(
+    lean: Child, planned: dict[str, PlannedVariant]
+) -> None:
+    """Its recipes find what was built elsewhere."""
+    plan = lean.plan("demo", VARIANTS)
+    assert not plan.errors
+    recipes = {name: one.recipe for name, one in plan.variants.items()}
+    assert recipes == {name: one.recipe for name, one in planned.items()}
 
 
 def test_a_miss_is_refused_with_the_command_that_builds_it(
-    lean: Child, built: BuiltVariants
+    lean: Child, planned: dict[str, PlannedVariant]
 ) -> None:
     """Nothing is written for it, so a store that cannot be written is told the same."""
-    planned = built.plan.variants["int4"]
-    shutil.rmtree(lean.store, ignore_errors=True)
-    (failed,) = lean.build(built.model, planned)
+    (failed,) = lean.build("demo", planned["int4"])
     assert isinstance(failed, BuildFailed)
     assert failed.code == "not_equipped"
     assert "'tested' is not in the store" in failed.message
@@ -62,9 +70,11 @@ def test_a_miss_is_refused_with_the_command_that_builds_it(
     assert not lean.store.exists()
 
 
-def test_what_is_built_is_found(lean: Child, built: BuiltVariants) -> None:
+def test_what_is_built_is_found(
+    lean: Child, planned: dict[str, PlannedVariant], demo_store: Path
+) -> None:
     """By whoever cannot build it."""
-    shutil.copytree(built.store.root, lean.store)
-    planned = built.plan.variants["int4"]
-    (found,) = lean.build(built.model, planned)
-    assert found == Built(artifact=str(built.store.find(planned.recipe)))
+    shutil.copytree(demo_store, lean.store)
+    assert planned["int4"].artifact is not None
+    (found,) = lean.build("demo", planned["int4"])
+    assert found == Built(artifact=planned["int4"].artifact)
