@@ -30,12 +30,14 @@ class Place:
         model: The Hugging Face folder that everybody loads.
         settings: Sizes and limits.
         first_prompt: Asked at a start.
+        evaluation: What our rows are measured on when built; None for the model's own text.
     """
 
     folder: Path
     model: Path
     settings: Settings
     first_prompt: list[int]
+    evaluation: Path | None = None
 
     def child(self, name: str, command: list[str]) -> Child:
         """Start a process in the repository, its log in the folder."""

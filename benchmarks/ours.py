@@ -68,6 +68,7 @@ class Server(Served):
                 max_length=max_length,
                 is_measured=is_measured,
                 calibration=calibration,
+                evaluation=place.evaluation if is_measured else None,
             )
 
         self._config = config(f"{name}.yaml", self._store, is_measured=True)

@@ -38,6 +38,7 @@ from server.comparison.machine import this_machine
 _REFERENCE = "transformers"
 _DEMO_VOCABULARY, _DEMO_LENGTH = 4_096, 512
 _MAX_LENGTH = 2_304  # the longest prompt and an answer
+_FEW = 1  # documents that a random model is measured on
 _COMMON = 0.7  # of the lowest capacity among us and the two best peers
 _SHARES = (0.1, 0.4, 0.7, 0.9, 1.1)  # of each one's own capacity
 
@@ -221,7 +222,12 @@ class _Bench:
 
     def _place(self, folder: Path, model: Path, vocabulary: int) -> Place:
         prompt = Prompts(vocabulary).draw("start", 0, 1, self._settings.prompt_tokens)[0]
-        return Place(folder, model, self._settings, prompt)
+        # Quality comes from the demo model: of random weights little is measured.
+        folder.mkdir(parents=True, exist_ok=True)
+        few = folder / "evaluation.jsonl"
+        lines = (MODEL.parent / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+        few.write_text("\n".join(lines[:_FEW]), encoding="utf-8")
+        return Place(folder, model, self._settings, prompt, few)
 
     def _roster(self, contenders: Sequence[Contender], cleanup: ExitStack) -> Roster:
         for contender in contenders:

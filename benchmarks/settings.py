@@ -56,12 +56,14 @@ def write_config(
     max_length: int = MAX_LENGTH,
     is_measured: bool = True,
     calibration: Path | None = None,
+    evaluation: Path | None = None,
 ) -> Path:
     """A config of our server with one variant; ports are free ones on loopback.
 
     A variant that ``is_measured`` has a limit that nothing exceeds: it is measured before it
     serves, and so never beside a turn. Without ``calibration``, what is fitted to a text is fitted
-    to one that the model writes.
+    to one that the model writes; so it is measured without ``evaluation``, which takes a large
+    model minutes.
     """
     budget = {"budget": {"kl_mean": 1000, "on_breach": "warn"}} if is_measured else {}
     config = {
@@ -70,6 +72,7 @@ def write_config(
         "offline": True,
         **budget,
         **({"calibration": {"text": str(calibration)}} if calibration else {}),
+        **({"evaluation": {"text": str(evaluation)}} if evaluation else {}),
         "variants": {variant: chain},
         "engine": {
             "slots": SLOTS,
