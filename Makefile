@@ -194,7 +194,7 @@ sbom: wheel $(VALIDATORS_STAMP) ## Write the bill of materials (CycloneDX) to di
 	build/sbom/bin/python -m pip install --quiet -c constraints.txt \
 		"$$(ls dist/inference_unlimited-*.whl)[optimizer,planning,remote,search,tracing]"
 	$(VALIDATORS_VENV)/bin/cyclonedx-py environment --output-reproducible \
-		--outfile dist/inference-unlimited.cdx.json build/sbom/bin/python
+		--output-file dist/inference-unlimited.cdx.json build/sbom/bin/python
 
 image: ## Build the container image.
 	$(DOCKER) build --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) -t inference-unlimited .
