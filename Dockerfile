@@ -30,8 +30,7 @@ COPY protos protos
 COPY server server
 
 FROM code AS install-serve
-# sympy is asked for by onnxruntime's scripts alone, and nobody installs anything more: together
-# they would be a third of the environment.
+# sympy is asked for by onnxruntime's scripts alone, and nobody installs anything more.
 RUN pip install ".[planning,remote]" \
     && pip uninstall --yes sympy mpmath setuptools \
     && pip uninstall --yes pip

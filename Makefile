@@ -35,7 +35,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup serve test check fmt lint test-slow test-system test-optimum deploy-test image-test ray-test wheel sbom bench bench-methods bench-peers \
+.PHONY: help setup serve test check fmt lint test-slow test-system test-optimum \
+	deploy-test image-test ray-test wheel sbom bench bench-methods bench-peers \
 	bench-overload bench-ray protos demo-model constraints config-reference image clean
 
 help: ## Show what there is.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.digest import is_sha256, sha256_file
-from artifacts.errors import ArtifactError, CorruptArtifactError
+from artifacts.errors import ArtifactError, CorruptArtifactError, FormatError
 from artifacts.layout import Layout
 from artifacts.manifest import FileEntry, Manifest
 from artifacts.store import Store, parse_manifest
@@ -119,7 +119,10 @@ class Remote:
         stored = store.open(artifact)
         for entry in stored.manifest.files:
             self._send(entry, stored.path(entry.name))
-        there = self._manifest(artifact)
+        try:
+            there = self._manifest(artifact)
+        except FormatError:  # of another version, whose build of the same content is replaced
+            there = None
         # The first lineage stays, as in a local store; figures that it lacks are added.
         if there is None or (there.quality is None and stored.manifest.quality is not None):
             content = stored.manifest.model_dump_json(indent=1).encode()

@@ -29,7 +29,7 @@ VOLUME_OWNER = 10001
 # Not the image's own 0.0.0.0: without an engine a container has this machine's network.
 LOOPBACK = {"INFERENCE_UNLIMITED_SERVER__HOST": "127.0.0.1"}
 PORT = 50051
-_START_S = 120.0
+_START_S = 600.0  # an empty store is filled first
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,16 +84,15 @@ def first_token_s(image: Image, volume: Path) -> float:
     log = volume.parent / "server.log"
     given = {**LOOPBACK, "INFERENCE_UNLIMITED_SERVER__ALLOW_ANONYMOUS": "true"}
     with image.run(image.command, volume, given, output=log) as process:
-        wait_s = _START_S * 5  # an empty store is filled first
         stub = inference_pb2_grpc.InferenceStub(grpc.insecure_channel(f"127.0.0.1:{PORT}"))  # type: ignore[no-untyped-call]
         request = pb.GenerateRequest(text="def", sampling=pb.SamplingParameters(max_tokens=1))
-        while time.monotonic() - begun_s < wait_s:
+        while time.monotonic() - begun_s < _START_S:
             try:
                 stub.Complete(request, timeout=10)
             except grpc.RpcError:
                 if process.poll() is not None:
                     break
-                time.sleep(0.02)
+                time.sleep(0.02)  # nothing else tells that a port is open
             else:
                 return time.monotonic() - begun_s
     raise TimeoutError(f"no first token: {log.read_text()[-2000:]}")

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from artifacts.errors import BugError, CorruptArtifactError
+from artifacts.errors import BugError, CorruptArtifactError, FormatError
 from artifacts.locks import building, exclusive
 from artifacts.manifest import ExportRecord, GraphSpec, Manifest, Quality, StageRecord
 from artifacts.protocol import BuildRequest, Built
@@ -93,7 +93,8 @@ class Build:
             return artifact
 
     def _check_equipment(self) -> None:
-        check_equipment(f"Variant {self._request.variant!r} is not in the store")
+        places = "in the store" if self._remote is None else f"here nor in {self._remote.address}"
+        check_equipment(f"Variant {self._request.variant!r} is not {places}")
 
     def _parse(self) -> tuple[Stage, ...]:
         path = f"variants.{self._request.variant}.chain"
@@ -129,8 +130,10 @@ class Build:
         try:
             artifact = self._remote.pull(recipe, self._store, report)
         except (RemoteError, CorruptArtifactError) as error:
-            # Whoever is to serve can do without; whoever is to publish is told at once.
-            if self._request.publish or not is_equipped():
+            # Whoever is to serve can do without; whoever is to publish is told at once, but of what
+            # another version left there: that is replaced.
+            replaces = not self._request.publish or isinstance(error, FormatError)
+            if not (replaces and is_equipped()):
                 raise
             sys.stderr.write(f"not fetched, building: {error}\n")
         if artifact is None:

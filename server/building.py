@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from server.planning import Planned
 
 
-async def build_variants(planned: Planned, optimizer: Optimizer) -> Variants:
+async def build_variants(
+    planned: Planned, optimizer: Optimizer, *, publish: bool = False
+) -> Variants:
     """Bring every variant's artifact into the store; progress is drawn on a terminal.
 
-    With an object store, each is in that as well when it is ready.
+    Args:
+        planned: What is wanted.
+        optimizer: Who builds.
+        publish: Each is to be in the config's object store as well, if it names one.
 
     Returns:
         The variants: ready, or failed with the reason.
     """
     config = planned.config
-    if config.remote is not None:
+    if publish and config.remote is not None:
         planned = planned.unsettled()  # what is here may be missing there
     variants = Variants(tuple(config.variants), config.traffic)
     threads = machine.usable_cores()
@@ -39,7 +44,7 @@ async def build_variants(planned: Planned, optimizer: Optimizer) -> Variants:
             variants=variants,
             planned=planned.response.variants,
             request=lambda name, spec: planned.build_request(
-                name, spec, threads=threads, publish=True
+                name, spec, threads=threads, publish=publish
             ),
             optimizer=optimizer,
             store=Store(planned.store),

@@ -57,7 +57,7 @@ async def _build(source: str, read: Callable[[], Config], *, verify: bool) -> Va
     logs.configure(config.log.level, config.log.format)
     if verify:
         planned = await asyncio.to_thread(verified, planned)
-    return await build_variants(planned, optimizer)
+    return await build_variants(planned, optimizer, publish=True)
 
 
 def _show(variants: Variants) -> None:

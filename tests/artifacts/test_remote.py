@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import s3fs
 
-from artifacts.errors import CorruptArtifactError
+from artifacts.errors import CorruptArtifactError, FormatError
 from artifacts.remote import Remote, RemoteError
 from artifacts.store import Store
 
@@ -151,6 +151,22 @@ def test_a_manifest_that_describes_another_artifact_is_refused(
     bucket.pipe_file(place, json.dumps(other).encode())
     with pytest.raises(CorruptArtifactError):
         remote.pull(recipe, empty, nobody)
+
+
+def test_an_artifact_of_another_format_is_replaced_by_whoever_publishes(
+    remote: Remote, bucket: Any, filled: tuple[Store, str, str], empty: Store
+) -> None:
+    """Until then it is refused, since only the version that left it there can read it."""
+    store, recipe, artifact = filled
+    remote.push(recipe, artifact, store)
+    place = f"{BUCKET}/models/manifests/{artifact}.json"
+    bucket.pipe_file(
+        place, json.dumps({**json.loads(bucket.cat_file(place)), "format": 2}).encode()
+    )
+    with pytest.raises(FormatError, match="is of format 2"):
+        remote.pull(recipe, empty, nobody)
+    remote.push(recipe, artifact, store)
+    assert remote.pull(recipe, empty, nobody) == artifact
 
 
 @pytest.mark.parametrize(
