@@ -140,8 +140,6 @@ def test_a_killed_replica_loses_nothing_that_had_not_begun(stub: Any, targets: P
             done.result()
     assert {code for _, code in outcomes} <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
     assert all(begun for begun, code in outcomes if code is grpc.StatusCode.UNAVAILABLE)
-    # Six streams were under way, on two replicas: the one that ran most of them took some along.
-    assert any(code is grpc.StatusCode.UNAVAILABLE for _, code in outcomes)
     assert sum(code is grpc.StatusCode.OK for _, code in outcomes) > 20
     # Its server went with it, and its file goes when another comes.
     wait_for(lambda: {pid_of(path) for path in targets.glob("*.json")} - before, 120)
